@@ -1,0 +1,1 @@
+"""From a training run to a model bundle: five ONNX graphs, checked against PyTorch before they are published."""

@@ -1,0 +1,138 @@
+"""What a training run left behind: three checkpoints and how they came about."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from torch import Tensor, nn
+
+from m2s.nets.denoiser import Denoiser
+from m2s.nets.mcsr import McsrNet
+from m2s.nets.presets import PRESETS, Preset
+from m2s.nets.vqvae import VqVae
+from m2s.train.checkpoint import Metadata, load_weights
+from m2s_export.graphs import Nets
+from m2s_runtime.errors import NoInputs, UsageProblem
+from m2s_runtime.grid import NOMINAL_STEP
+from m2s_runtime.manifest import NotedStage, Stage, Training
+
+STAGES: Final = ("mcsr", "vqvae", "diffusion")
+CHECKPOINT: Final = "best.safetensors"
+NOT_STATED: Final = "not stated"
+N = TypeVar("N", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """The networks with their trained weights, and the metadata of each stage's checkpoint."""
+
+    nets: Nets
+    metadata: dict[str, Metadata]
+
+    def training(self, data: str | None = None, data_licence: str | None = None) -> Training:
+        """For the manifest: steps, seed and seconds of each stage, and the data, as told or as the checkpoints say."""
+        told = self.metadata["diffusion"]
+        stages = {name: _stage(m) for name, m in self.metadata.items()}
+        unknown = "not recorded"
+        return Training(data or told.get("data", unknown), data_licence or told.get("data_licence", unknown), stages)
+
+    @property
+    def licence(self) -> str:
+        """Licence of the weights as the checkpoint of `mcsr` says."""
+        return self.metadata["mcsr"].get("licence", NOT_STATED)
+
+    @property
+    def step_range_mm(self) -> tuple[float, float]:
+        """Least and greatest slice step that `mcsr` was trained on; the nominal one where its checkpoint says nothing.
+
+        Raises:
+            UsageProblem: what the checkpoint says is no such pair.
+        """
+        told = self.metadata["mcsr"].get("step_range_mm")
+        return (NOMINAL_STEP, NOMINAL_STEP) if told is None else _step_range(told)
+
+
+def read_training_run(folder: Path) -> TrainingRun:
+    """Builds the networks of the run's preset and loads `mcsr`, `vqvae` and `diffusion/best.safetensors`.
+
+    Raises:
+        NoInputs: a checkpoint is missing.
+        UsageProblem: the checkpoints are of different presets, or do not fit the networks of theirs.
+    """
+    loaded = {stage: _load(folder / stage / CHECKPOINT) for stage in STAGES}
+    metadata = {stage: m for stage, (_, m) in loaded.items()}
+    weights = {stage: w for stage, (w, _) in loaded.items()}
+    preset = _preset(folder, metadata)
+    nets = Nets(
+        preset,
+        _filled(McsrNet(preset.mcsr), weights["mcsr"], folder / "mcsr" / CHECKPOINT),
+        _filled(VqVae(preset.vqvae), weights["vqvae"], folder / "vqvae" / CHECKPOINT),
+        _filled(Denoiser(preset.denoiser, preset.vqvae.dim), weights["diffusion"], folder / "diffusion" / CHECKPOINT),
+        _scale_factor(folder, metadata["diffusion"]),
+    )
+    return TrainingRun(nets, metadata)
+
+
+def _stage(metadata: Metadata) -> Stage | NotedStage:
+    steps, seed = int(metadata.get("step", "0")), int(metadata.get("seed", "0"))
+    seconds = float(metadata.get("seconds", "0"))
+    if not {"track_steps", "polish"} & set(metadata):
+        return Stage(steps, seed, seconds)
+    note = f"centroid track alone: {metadata.get('track_steps', '0')} + {metadata.get('polish', '0')} steps"
+    return NotedStage(steps, seed, seconds, note)
+
+
+def _step_range(told: str) -> tuple[float, float]:
+    try:
+        pair: Any = json.loads(told)
+        low, high = (float(step) for step in pair)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not 0 < low <= high < math.inf:
+        raise UsageProblem(f"mcsr/{CHECKPOINT}: step_range_mm in its metadata is {told}, not [least, greatest] mm")
+    return low, high
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], Metadata]:
+    try:
+        return load_weights(path)
+    except FileNotFoundError as error:
+        raise NoInputs(f"{path}: missing; SOURCE is the folder of a training run, made by m2s-train") from error
+    except Exception as error:  # the Rust reader's errors are its own
+        raise UsageProblem(f"{path}: not a safetensors checkpoint ({error}); train the stage again") from error
+
+
+def _preset(folder: Path, metadata: Mapping[str, Metadata]) -> Preset:
+    names = {stage: m.get("preset", "") for stage, m in metadata.items()}
+    if len(set(names.values())) > 1:
+        told = ", ".join(f"{stage} {name or '?'}" for stage, name in names.items())
+        raise UsageProblem(f"{folder}: stages of different presets ({told}); train them with the same one")
+    name = next(iter(names.values()))
+    if name not in PRESETS:
+        raise UsageProblem(f"{folder}: preset {name!r} is not one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def _filled(net: N, weights: dict[str, Tensor], path: Path) -> N:
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise UsageProblem(f"{path}: does not fit the networks of its preset ({first[0].strip()})") from error
+    broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UsageProblem(f"{path}: {broken[0]} is not finite; train the stage again")
+    return net.eval()
+
+
+def _scale_factor(folder: Path, metadata: Metadata) -> float:
+    try:
+        factor = float(metadata.get("scale_factor", ""))
+    except ValueError:
+        factor = math.nan
+    if not (math.isfinite(factor) and factor > 0):
+        raise UsageProblem(f"{folder / 'diffusion' / CHECKPOINT}: no usable scale_factor in its metadata")
+    return factor

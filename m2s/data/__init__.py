@@ -1,0 +1,1 @@
+"""Training and evaluation data: ground-truth hearts, simulated stacks, data set readers."""

@@ -1,0 +1,143 @@
+"""Score one prediction against one truth, and tables of many."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from m2s.evaluate.methods import Prediction
+from m2s.metrics import SampledSurface, cd_floor, cd_paper, dice, shift_error, surface_distance
+from m2s_runtime.atomic import write_text
+from m2s_runtime.slices import wall_slices
+from m2s_runtime.surface import Mesh, signed_volume, topology
+from m2s_runtime.text import csv_cell
+
+Row = dict[str, str | int | float | bool | None]
+
+COLUMNS: Final[Mapping[str, tuple[str, float, int]]] = {
+    "dice": ("Dice %", 100, 2),
+    "dice_recentred": ("Dice % re-centred", 100, 2),
+    "cd": ("cd mm²", 1, 2),
+    "cd_over_floor": ("cd over floor mm²", 1, 2),
+    "assd": ("ASSD mm", 1, 3),
+    "hd95": ("HD95 mm", 1, 2),
+    "volume_error": ("volume error %", 100, 1),
+    "shift_raw": ("shift error mm", 1, 2),
+    "shift_relative": ("less the common part mm", 1, 2),
+    "withheld": ("withheld slices Dice %", 100, 2),
+    "recut": ("re-cut Dice %", 100, 2),
+    "volume_ratio": ("volume / slice sum", 1, 3),
+    "sound": ("closed, one component, genus 0 %", 100, 1),
+    "seconds": ("s", 1, 2),
+}
+"""Figures of the tables: heading, factor, digits."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A heart whose shape is known, prepared once for all its stacks."""
+
+    mask: npt.NDArray[np.bool_]
+    """(128, 128, 60)."""
+    surface: SampledSurface
+    volume: float
+    """mm³ that the surface encloses."""
+
+    @classmethod
+    def of(cls, mask: npt.NDArray[np.bool_], surface: Mesh) -> "Truth":
+        """Prepare a truth from its mask and its surface in the grid's frame."""
+        return cls(mask, SampledSurface.of(surface, "truth"), signed_volume(surface))
+
+
+def score(prediction: Prediction, truth: Truth) -> Row:
+    """All figures of shape: Dice as a fraction, lengths in mm, Chamfer distance in mm² with its floor."""
+    surface = SampledSurface.of(prediction.surface, "prediction")
+    distance = surface_distance(surface, truth.surface)
+    cd, floor = cd_paper(surface, truth.surface), cd_floor(truth.surface.area)
+    return {
+        "dice": dice(prediction.mask, truth.mask),
+        "cd": cd,
+        "cd_over_floor": cd - floor,
+        "cd_floor": floor,
+        "assd": distance.assd,
+        "hd95": distance.hd95,
+        "volume_error": signed_volume(prediction.surface) / truth.volume - 1,
+        **soundness(prediction.surface),
+    }
+
+
+def soundness(surface: Mesh) -> Row:
+    """Topology of a surface; `sound` is closed, in one piece and without handles."""
+    found = topology(surface)
+    return {
+        "closed": found.closed,
+        "components": found.components,
+        "genus": found.genus,
+        "sound": found.closed and found.components == 1 and found.genus == 0,
+    }
+
+
+def score_shifts(
+    predicted: npt.NDArray[np.float32] | None, true: npt.NDArray[np.float32], slices: npt.NDArray[np.bool_]
+) -> Row:
+    """Shift errors in mm over the wall slices; nothing where the predicted ones are not known."""
+    if predicted is None:
+        return {}
+    error = shift_error(predicted, true, wall_slices(slices))
+    return {"shift_raw": error.raw, "shift_relative": error.relative, "shift_common": error.common}
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows with the union of their columns, atomically; a file at `path` is replaced.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    fields = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(fields)
+    writer.writerows([csv_cell(row.get(name)) for name in fields] for row in rows)
+    write_text(path, text.getvalue())
+
+
+def per_subject(rows: Sequence[Row], column: str) -> npt.NDArray[np.float64]:
+    """Mean of a column over the draws of each subject: the spread is then between people, not between draws."""
+    values: dict[object, list[float]] = {}
+    for row in rows:
+        value = row.get(column)
+        if isinstance(value, int | float):
+            values.setdefault(row["subject"], []).append(float(value))
+    return np.array([np.mean(v) for v in values.values()], np.float64)
+
+
+def markdown(groups: Mapping[str, Sequence[Row]]) -> str:
+    """Table of mean ± sd over subjects, one line a group; columns that no row has are left out.
+
+    Args:
+        groups: heading of each line and its rows, of which those with an `error` count as failed.
+    """
+    rows = [row for group in groups.values() for row in group]
+    columns = [c for c in COLUMNS if any(isinstance(row.get(c), int | float) for row in rows)]
+    lines = [
+        "| | subjects | failed | " + " | ".join(COLUMNS[c][0] for c in columns) + " |",
+        "|---" * (len(columns) + 3) + "|",
+    ]
+    for name, group in groups.items():
+        subjects = {row["subject"] for row in group if not row.get("error")}
+        failed = sum(1 for row in group if row.get("error"))
+        cells = " | ".join(_cell(per_subject(group, c), *COLUMNS[c][1:]) for c in columns)
+        lines.append(f"| {name} | {len(subjects)} | {failed} | {cells} |")
+    return "\n".join(lines)
+
+
+def _cell(values: npt.NDArray[np.float64], factor: float, digits: int) -> str:
+    if not values.size:
+        return "-"
+    spread = values.std(ddof=1) if values.size > 1 else 0.0
+    return f"{values.mean() * factor:.{digits}f} ± {spread * factor:.{digits}f}"

@@ -1,0 +1,185 @@
+"""One subject of the paper's own data set: own simulations of its mask, and the two stacks given with it.
+
+The given stacks are planes 5k of the clean mask, where everything here takes the centre planes 5k + 2 of each block:
+the truth is moved along z by that phase. Truth and input both have their pool centred, as in the cohort.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from m2s.data.sdg import voxelise
+from m2s.data.simulate import PAPER, MotionLaw, draw_rng, simulate_stack
+from m2s.evaluate.acdc import read_stack
+from m2s.evaluate.methods import GRID_TO_MM, Method, Prediction, canonical_from_stack, from_mask
+from m2s.evaluate.scores import Row, Truth, score, score_shifts
+from m2s.evaluate.simulation import noise_key
+from m2s.metrics import dice
+from m2s_runtime.errors import CaseError, NoInputs, UsageProblem
+from m2s_runtime.grid import CENTRE, GRID, NOMINAL_STEP, PADDING, PLANES, SLICES, SPACING, UPSAMPLING
+from m2s_runtime.placement import Canonical, canonicalise
+from m2s_runtime.slices import pool_features, pool_weights, wall_slices
+from m2s_runtime.surface import Mesh, extract_surface
+
+BoolArray = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
+SUBJECT: Final = "1081"
+WALL: Final = "myo=2"
+SMOOTHING_MM: Final = 1.0
+"""Of the signed distance before the true surface is drawn, or its voxel steps would count as error."""
+
+
+@dataclass(frozen=True)
+class Seated:
+    """The truth where the canonical grid expects it."""
+
+    mask: BoolArray
+    """(128, 128, 60)."""
+    surface: Mesh
+    """mm in the grid's frame; `mask` are the voxels whose centres it encloses."""
+    offset: Floats
+    """(x, y, z) mm that it moved."""
+
+
+def seat(mask: BoolArray, phase: int) -> Seated:
+    """Move a heart so that its acquired slices and its pool sit as `canonicalise` puts them.
+
+    What moves is the smooth surface: a mask cannot move by a fraction of a voxel.
+
+    Args:
+        mask: (128, 128, 60), base at index 0, 1x1x2 mm.
+        phase: planes phase, phase + 5, ... are the acquired ones.
+
+    Raises:
+        UsageProblem: if wall would leave the grid.
+    """
+    held = np.flatnonzero(wall_slices(mask[:, :, phase::UPSAMPLING]))
+    roll = UPSAMPLING * int((SLICES - len(held)) // 2 - held[0]) + UPSAMPLING // 2 - phase
+    planes = np.flatnonzero(wall_slices(mask)) + roll
+    if planes.min() < 0 or planes.max() >= PLANES:
+        raise UsageProblem(f"the wall comes to lie in planes {planes.min()} to {planes.max()}, outside the grid")
+    surface, offset = smooth_surface(mask), np.array([0.0, 0.0, roll * SPACING[2]])
+    # Once more, because the voxels that switch move the centroid by a little.
+    for _ in range(2):
+        offset[:2] += CENTRE - pool_centre(enclosed(surface, offset))
+    return Seated(enclosed(surface, offset), Mesh(surface.vertices + offset, surface.faces), offset)
+
+
+def enclosed(surface: Mesh, offset: Floats) -> BoolArray:
+    """(128, 128, 60) voxels within a surface of the grid's frame that moves by `offset` mm."""
+    inside = voxelise(surface.vertices + offset, surface.faces, GRID, SPACING)
+    return inside[:, :, PADDING : PADDING + PLANES]
+
+
+def pool_centre(mask: BoolArray) -> Floats:
+    """Area-weighted mean pool centroid (x, y) in voxels over the centre planes of a (128, 128, 60) mask."""
+    pool = pool_features(mask[:, :, UPSAMPLING // 2 :: UPSAMPLING]).astype(np.float64)
+    weights = pool_weights(pool)
+    return np.asarray((pool[:, :2] * weights).sum(axis=0) / weights.sum(axis=0))
+
+
+def smooth_surface(mask: BoolArray) -> Mesh:
+    """Surface of a (128, 128, 60) mask by marching cubes of its smoothed signed distance, in the grid's frame."""
+    padded = np.pad(mask, ((0, 0), (0, 0), (PADDING, PADDING)))
+    outside = np.asarray(ndimage.distance_transform_edt(~padded, sampling=SPACING))
+    distance = outside - np.asarray(ndimage.distance_transform_edt(padded, sampling=SPACING))
+    smooth = ndimage.gaussian_filter(distance, [SMOOTHING_MM / s for s in SPACING], mode="nearest")
+    return extract_surface(np.asarray(smooth, np.float32), GRID_TO_MM)
+
+
+def recentred_dice(prediction: Prediction, truth: Truth) -> float:
+    """Dice once the prediction's own pool is centred too: what is left is error of shape."""
+    centre = pool_centre(prediction.mask)
+    by = (*(CENTRE - centre), 0.0)
+    level = ndimage.shift(prediction.level.astype(np.float64), by, order=1, mode="nearest")
+    moved = Prediction(np.asarray(level, np.float32), prediction.surface, None, prediction.binary)
+    return dice(moved.mask, truth.mask)
+
+
+def evaluate_subject(
+    folder: Path, methods: dict[str, Method], *, draws: int, seed: int = 0, law: MotionLaw = PAPER
+) -> Iterator[Row]:
+    """Rows for own simulations (`setting` "simulated") and for each given stack ("given 1", "given 2").
+
+    Raises:
+        NoInputs: if a file of the subject is missing.
+        CaseError: if one cannot be read.
+    """
+    mask = _load(folder, "HR_flip_clean")
+    seated = seat(mask, UPSAMPLING // 2)
+    truth = Truth.of(seated.mask, seated.surface)
+    for draw in range(draws):
+        stack = simulate_stack(seated.mask, draw_rng(SUBJECT, draw, seed), law)
+        extra = {"setting": "simulated", "draw": draw}
+        for row, prediction in _score_all(methods, canonical_from_stack(stack), truth, f"simulated {draw} {seed}"):
+            shifts = score_shifts(prediction.shifts, stack.shifts, stack.slices) if prediction else {}
+            yield row | extra | shifts
+    for number in (1, 2):
+        yield from _given(folder, number, mask, methods)
+
+
+def _given(folder: Path, number: int, mask: BoolArray, methods: dict[str, Method]) -> Iterator[Row]:
+    seated = seat(mask, 0)
+    truth = Truth.of(seated.mask, seated.surface)
+    stack = read_stack(_file(folder, f"sim_motion_{number}"), WALL)
+    canonical = canonicalise(stack.wall, stack.affine)
+    true = _true_shifts(canonical.masks, seated.mask)
+    setting: Row = {"setting": f"given {number}", "draw": 0}
+    for row, prediction in _score_all(methods, canonical, truth, stack.key):
+        shifts = score_shifts(prediction.shifts, true, canonical.masks) if prediction else {}
+        # Where the whole stack lies is what canonicalising took away: only the relative error means anything.
+        yield row | setting | {k: v for k, v in shifts.items() if k == "shift_relative"}
+    published = smooth_surface(_load(folder, f"end2end_pred_motion_{number}"))
+    prediction = from_mask(enclosed(published, seated.offset), NOMINAL_STEP, None)
+    yield {"subject": SUBJECT, "method": "published MCSR-ETE", **_figures(prediction, truth), **setting}
+
+
+def _score_all(
+    methods: dict[str, Method], canonical: Canonical, truth: Truth, key: str
+) -> Iterator[tuple[Row, Prediction | None]]:
+    for name, method in methods.items():
+        row: Row = {"subject": SUBJECT, "method": name}
+        try:
+            prediction = method(canonical, noise_key(SUBJECT, key))
+        except CaseError as error:
+            yield row | {"error": f"{error.code}: {error}"}, None
+            continue
+        yield row | _figures(prediction, truth), prediction
+
+
+def _figures(prediction: Prediction, truth: Truth) -> Row:
+    return score(prediction, truth) | {"dice_recentred": recentred_dice(prediction, truth)}
+
+
+def _true_shifts(moved: BoolArray, truth: BoolArray) -> npt.NDArray[np.float32]:
+    """How far the wall of each slice lies from that of the truth's centre plane, (12, 2) mm, up to a common part."""
+    planes = truth[:, :, UPSAMPLING // 2 :: UPSAMPLING]
+    shifts = np.zeros((SLICES, 2), np.float32)
+    for s in np.flatnonzero(wall_slices(moved) & wall_slices(planes)):
+        shifts[s] = np.argwhere(moved[:, :, s]).mean(axis=0) - np.argwhere(planes[:, :, s]).mean(axis=0)
+    return shifts
+
+
+def _load(folder: Path, name: str) -> BoolArray:
+    return read_stack(_file(folder, name), WALL).wall
+
+
+def _file(folder: Path, name: str) -> Path:
+    path = folder / f"{SUBJECT}_ED_{name}.nii.gz"
+    if not path.is_file():
+        raise NoInputs(f"{path} is not there: give the folder with the files of subject {SUBJECT}")
+    return path
+
+
+def groups(rows: list[Row]) -> dict[str, list[Row]]:
+    """Lines of the table: each method in each setting, draws of the simulation as the sample."""
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        lines.setdefault(f"{row['method']}, {row['setting']}", []).append({**row, "subject": row["draw"]})
+    return lines

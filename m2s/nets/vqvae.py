@@ -1,0 +1,170 @@
+"""VQ-VAE of signed distance grids (paper section 2.1, Eq. 1): encoder, vector quantiser, decoder.
+
+Distances enter and leave in millimetres; clamping to +-`clamp_mm` and division by it happen inside. No transposed
+convolutions and no normalisation layers: sub-voxels come from a depth-to-space step, which every engine runs alike.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from m2s.nets.blocks import ResBlock, Triple, fold_patches, full_precision, unfold_patches
+from m2s.nets.presets import VqVaeSize
+
+
+class Quantised(NamedTuple):
+    """What the quantiser returns: latents with straight-through gradient (B, D, ...), codes (B, ...), Eq. 1's loss."""
+
+    latent: Tensor
+    codes: Tensor
+    loss: Tensor
+
+
+class VectorQuantiser(nn.Module):
+    """Nearest code of a codebook of `codes` vectors; learnt by Eq. 1's gradient or by exponential moving averages."""
+
+    hits: Tensor
+    sums: Tensor
+
+    def __init__(self, size: VqVaeSize) -> None:
+        super().__init__()
+        self.mode, self.decay = size.codebook, 0.99
+        table = torch.randn(size.codes, size.dim) * 0.1
+        self.codebook = nn.Parameter(table, requires_grad=size.codebook == "gradient")
+        self.register_buffer("hits", torch.ones(size.codes))
+        self.register_buffer("sums", table.clone())
+
+    def nearest(self, latent: Tensor) -> Tensor:
+        """Codes (B, ...) of latents (B, D, ...): argmin |e|^2 - 2 z.e in float32, the first index on a tie."""
+        flat = latent.flatten(2).transpose(1, 2).float()
+        table = self.codebook.float()
+        with full_precision(flat):
+            distance = (table * table).sum(1) - 2 * flat @ table.T
+        return distance.argmin(-1).reshape(latent.shape[0], *latent.shape[2:])
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Latents (B, D, X, Y, Z) of codes (B, X, Y, Z)."""
+        return self.codebook[codes].permute(0, 4, 1, 2, 3)
+
+    def forward(self, latent: Tensor) -> Quantised:
+        """Quantises (B, D, X, Y, Z); in training mode the moving averages follow."""
+        latent = latent.float()
+        codes = self.nearest(latent)
+        chosen = self.lookup(codes)
+        commitment = (chosen.detach() - latent).square().mean()
+        if self.mode == "gradient":
+            loss = commitment + (chosen - latent.detach()).square().mean()
+        else:
+            loss = 0.25 * commitment
+            if self.training:
+                self._follow(latent.detach(), codes)
+        return Quantised(latent + (chosen - latent).detach(), codes, loss)
+
+    @torch.no_grad()
+    def _follow(self, latent: Tensor, codes: Tensor) -> None:
+        flat, chosen = latent.permute(0, 2, 3, 4, 1).flatten(0, 3), codes.flatten()
+        hits = torch.zeros_like(self.hits).index_add_(0, chosen, torch.ones_like(flat[:, 0]))
+        sums = torch.zeros_like(self.sums).index_add_(0, chosen, flat)
+        self.hits.lerp_(hits, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        self.codebook.copy_(self.sums / self.hits.clamp(min=1e-5)[:, None])
+
+    @torch.no_grad()
+    def restart_dead(self, latent: Tensor, generator: torch.Generator, threshold: float = 0.03) -> int:
+        """Moves codes that are hardly used onto badly quantised latents (B, D, ...); returns how many moved."""
+        dead = (self.hits < threshold).nonzero().flatten()
+        if len(dead) == 0:
+            return 0
+        flat = latent.detach().float().permute(0, 2, 3, 4, 1).flatten(0, 3)
+        error = (self.lookup(self.nearest(latent)) - latent).square().sum(1).flatten().cpu()
+        # Drawn on the CPU: the generator lives there, and so the same codes restart on every device.
+        pick = torch.multinomial(error + 1e-12, len(dead), replacement=len(dead) > len(error), generator=generator)
+        self._place(dead, flat[pick.to(flat.device)])
+        return len(dead)
+
+    @torch.no_grad()
+    def seed(self, latents: Tensor, generator: torch.Generator) -> None:
+        """k-means++ start of the codebook from latents (N, D)."""
+        first = int(torch.randint(len(latents), (1,), generator=generator))
+        chosen, distance = [first], (latents - latents[first]).square().sum(1)
+        for _ in range(len(self.codebook) - 1):
+            index = int(torch.multinomial(distance.cpu() + 1e-12, 1, generator=generator))
+            chosen.append(index)
+            distance = torch.minimum(distance, (latents - latents[index]).square().sum(1))
+        self._place(torch.arange(len(chosen), device=latents.device), latents[chosen])
+
+    @torch.no_grad()
+    def merge_twins(self, distance: float) -> int:
+        """Makes codes closer than `distance` to a more frequent one its copies; returns how many were.
+
+        Twins crowd where latents hardly vary, as in the clamped background. They say the same, and rounding decides
+        between them, which no two engines do alike.
+        """
+        free = torch.ones(len(self.codebook), dtype=torch.bool)
+        for keeper in self.hits.argsort(descending=True).tolist():
+            if free[keeper]:
+                near = free & ((self.codebook - self.codebook[keeper]).norm(dim=1).cpu() < distance)
+                free &= ~near
+                self.codebook.data[near] = self.codebook[keeper].clone()
+        return len(self.codebook) - len(torch.unique(self.codebook, dim=0))
+
+    def _place(self, rows: Tensor, vectors: Tensor) -> None:
+        self.codebook.data[rows] = vectors
+        self.sums[rows] = vectors
+        self.hits[rows] = 1.0
+
+
+class VqVae(nn.Module):
+    """Compresses a signed distance grid (B, 1, 128, 128, 64) in mm to codes on the strided grid and back."""
+
+    def __init__(self, size: VqVaeSize) -> None:
+        super().__init__()
+        top, low = size.channels
+        self.size = size
+        cells = size.patch[0] * size.patch[1] * size.patch[2]
+        self.encoder = nn.Sequential(
+            nn.Conv3d(cells, top, 3, padding=1),
+            *(ResBlock(top, top, norm=False) for _ in range(size.blocks[0])),
+            nn.Conv3d(top, low, 3, size.down, 1),
+            *(ResBlock(low, low, norm=False) for _ in range(size.blocks[1])),
+            nn.Conv3d(low, size.dim, 1),
+        )
+        self.quantiser = VectorQuantiser(size)
+        self.decoder_low = nn.Sequential(
+            nn.Conv3d(size.dim, low, 3, padding=1),
+            *(ResBlock(low, low, norm=False) for _ in range(size.blocks[1])),
+            nn.Conv3d(low, top * size.down[0] * size.down[1] * size.down[2], 1),
+        )
+        self.decoder_top = nn.Sequential(
+            *(ResBlock(top, top, norm=False) for _ in range(size.blocks[0])),
+            nn.LeakyReLU(0.1),
+            nn.Conv3d(top, cells, 3, padding=1),
+        )
+
+    def encode(self, sdg: Tensor) -> Tensor:
+        """Latent before quantisation (B, D, X', Y', Z') of distances in mm."""
+        clamp = self.size.clamp_mm
+        return self.encoder(fold_patches(sdg.clamp(-clamp, clamp) / clamp, self.size.patch))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Distances in mm (B, 1, 128, 128, 64); does not re-quantise."""
+        x = unfold_patches(self.decoder_low(latent), self.size.down)
+        return self.size.clamp_mm * unfold_patches(self.decoder_top(x), self.size.patch)
+
+    def quantise(self, sdg: Tensor) -> Quantised:
+        """Encodes and quantises: the latents that Eq. 3 diffuses and is conditioned on."""
+        return self.quantiser(self.encode(sdg))
+
+    def forward(self, sdg: Tensor) -> tuple[Tensor, Quantised]:
+        """Reconstruction in mm and the quantiser's answer."""
+        quantised = self.quantise(sdg)
+        return self.decode(quantised.latent), quantised
+
+    def latent_shape(self, grid: Triple) -> tuple[int, int, int, int]:
+        """(D, X', Y', Z') for a grid; raises ValueError where the stride does not divide it."""
+        stride = self.size.stride
+        if any(n % s for n, s in zip(grid, stride, strict=True)):
+            raise ValueError(f"strides {stride} do not divide the grid {grid}")
+        x, y, z = (n // s for n, s in zip(grid, stride, strict=True))
+        return self.size.dim, x, y, z

@@ -1,0 +1,1 @@
+"""Training of the three stages: one loop, three stages, resumable runs."""

@@ -1,0 +1,152 @@
+"""What the diffusion trains on: latents of true surfaces beside the latents of the C-SDGs that condition them.
+
+Conditions from perfect masks cannot teach a denoiser to mend errors, so most come from MCSR-Net's own answers to
+simulated stacks. Encoding costs more than a training step of the denoiser, so pairs are made once and kept.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.progress import track
+
+from m2s.data.heart import keyed_rng
+from m2s.data.simulate import PAPER, Mixture, MotionLaw, simulate_stack
+from m2s.data.store import HeartStore
+from m2s.nets.mcsr import McsrNet
+from m2s.nets.vqvae import VqVae
+from m2s.train.loop import Arrays
+from m2s.train.mcsr import stack_inputs, symmetry
+from m2s_runtime.atomic import write_bytes
+from m2s_runtime.csdg import coarse_sdg, to_grid
+from m2s_runtime.ddim import TRAIN_STEPS
+from m2s_runtime.errors import UsageProblem
+from m2s_runtime.grid import NOMINAL_STEP
+
+SHARD: Final = 16
+_PERFECT: Final = 0.15
+"""Share of conditions from the true mask."""
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PairMaker:
+    """Makes pair `index` of a store: condition and target as distances in mm, both (128, 128, 64)."""
+
+    store: HeartStore
+    mcsr: McsrNet
+    vqvae: VqVae
+    seed: int
+    law: MotionLaw
+    noise_mm: float
+    perfect: float
+    threads: int
+
+    def grids(self, index: int) -> tuple[Floats, Floats]:
+        """C-SDG and true SDG of heart `index` modulo the store's size, under a random symmetry."""
+        rng = keyed_rng("pair", self.seed, index)
+        heart, which = index % len(self.store), int(rng.integers(8))
+        mask, truth = symmetry(self.store.mask(heart), which), symmetry(self.store.distance(heart), which)
+        if rng.uniform() < self.perfect:
+            wall = to_grid(mask.astype(np.float32), NOMINAL_STEP) >= 0.5
+        else:
+            noise = self.noise_mm * rng.uniform() if rng.uniform() < 0.5 else 0.0
+            wall = self._super_resolved(simulate_stack(mask, rng, self.law, noise=noise).slices)
+        return coarse_sdg(wall, self.threads), truth
+
+    def latents(self, index: int) -> tuple[Floats, Floats]:
+        """Quantised latents (zc, zs), each (D, X', Y', Z'), not yet scaled."""
+        grids = torch.from_numpy(np.stack(self.grids(index))[:, None])
+        # Single precision, as in the runtime: a quarter of the codes near the surface are others in bfloat16.
+        with torch.no_grad():
+            found = self.vqvae.quantise(grids).latent
+        zc, zs = found.numpy()
+        return zc, zs
+
+    def _super_resolved(self, slices: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        inputs = {name: torch.from_numpy(a[None]) for name, a in stack_inputs(slices, self.mcsr.size).items()}
+        with torch.no_grad():
+            shifts = self.mcsr.shifts(inputs["slices"], inputs["pool"])[-1]
+            probability = self.mcsr.probability(inputs["slices"], shifts)
+        return to_grid(probability[0, 0].numpy(), NOMINAL_STEP) >= 0.5
+
+
+def training_maker(store: HeartStore, mcsr: McsrNet, vqvae: VqVae, seed: int, threads: int) -> PairMaker:
+    """Pairs as the diffusion learns from them: mixed motion, contour noise, some perfect masks."""
+    return PairMaker(store, mcsr.eval(), vqvae.eval(), seed, Mixture(), 0.6, _PERFECT, threads)
+
+
+def selection_maker(store: HeartStore, mcsr: McsrNet, vqvae: VqVae, threads: int) -> PairMaker:
+    """Pairs to choose weights by: the published motion, nothing else."""
+    return PairMaker(store, mcsr.eval(), vqvae.eval(), 0, PAPER, 0.0, 0.0, threads)
+
+
+def make_pairs(folder: Path, maker: PairMaker, count: int) -> Path:
+    """Makes what is missing of the first `count` pairs, a shard at a time, and returns the folder.
+
+    Raises:
+        UsageProblem: the folder holds pairs of other networks, hearts or another seed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, maker)
+    shards = range((count + SHARD - 1) // SHARD)
+    for shard in track([k for k in shards if not _file(folder, k).is_file()], "pairs"):
+        pairs = [maker.latents(shard * SHARD + k) for k in range(SHARD)]
+        buffer = io.BytesIO()
+        np.save(buffer, np.stack([np.stack(p) for p in pairs]).astype(np.float16))
+        write_bytes(_file(folder, shard), buffer.getvalue())
+    return folder
+
+
+def _claim(folder: Path, maker: PairMaker) -> None:
+    """Pairs are worth nothing to networks that did not make them: the folder is stamped with theirs."""
+    digest = hashlib.sha256(repr((maker.store.spec, maker.seed)).encode())
+    for net in (maker.mcsr, maker.vqvae):
+        for name, tensor in net.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    marker, stamp = folder / "pairs.sha256", digest.hexdigest()
+    if not marker.is_file():
+        write_bytes(marker, stamp.encode())
+    elif marker.read_text() != stamp:
+        raise UsageProblem(f"{folder} holds pairs of other networks, hearts or another seed: remove it and run again")
+
+
+class PairSource:
+    """Reads pairs; scaled to unit variance."""
+
+    def __init__(self, folder: Path, seed: int, scale: float) -> None:
+        self._folder, self._seed, self._scale = folder, seed, scale
+        self._shards: list[npt.NDArray[np.float16]] = []
+
+    def batch(self, step: int, size: int) -> Arrays:
+        """`zc` and `zs` (B, D, X', Y', Z'), `t` (B,) int64 uniform in 0..999 and the `noise`."""
+        if not self._shards:
+            self._shards = list(read_shards(self._folder))
+        rng = keyed_rng("diffusion", self._seed, step)
+        pick = rng.integers(len(self._shards) * SHARD, size=size)
+        pairs = self._scale * np.stack([self._shards[k // SHARD][k % SHARD] for k in pick]).astype(np.float32)
+        noise = rng.standard_normal(pairs[:, 0].shape, dtype=np.float32)
+        return {"zc": pairs[:, 0], "zs": pairs[:, 1], "t": rng.integers(0, TRAIN_STEPS, size), "noise": noise}
+
+
+def read_shards(folder: Path) -> Iterator[npt.NDArray[np.float16]]:
+    """Every shard, (SHARD, 2, D, X', Y', Z')."""
+    for path in sorted(folder.glob("pairs-*.npy")):
+        yield np.load(path, mmap_mode="r")
+
+
+def scale_factor(folder: Path) -> float:
+    """1 / standard deviation of the true surfaces' latents (the factor that `encode` applies)."""
+    latents = np.concatenate([np.asarray(s[:, 1], np.float32).ravel() for s in read_shards(folder)])
+    return float(1 / latents.std())
+
+
+def _file(folder: Path, shard: int) -> Path:
+    return folder / f"pairs-{shard:05d}.npy"

@@ -1,0 +1,1 @@
+"""Mask2Surface, the lean runtime: from label maps to surfaces, without torch."""

@@ -1,0 +1,106 @@
+"""What can go wrong, as types; every message names the file or option and the remedy.
+
+Two families: `Stop` ends the run with its `exit_code`; `CaseError` ends one case and the batch goes on.
+"""
+
+from typing import ClassVar
+
+
+class M2SError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+class Stop(M2SError):
+    """Ends the whole command with `exit_code`."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageProblem(Stop, ValueError):
+    """An option or argument that cannot mean anything."""
+
+    exit_code = 2
+
+
+class NoInputs(Stop, FileNotFoundError):
+    """Nothing to do: no NIfTI file under the inputs."""
+
+    exit_code = 3
+
+
+class BundleError(Stop, ValueError):
+    """The model bundle is missing, altered or of another schema."""
+
+    exit_code = 4
+
+
+class EngineError(Stop, RuntimeError):
+    """The inference engine or device that was asked for cannot be had."""
+
+    exit_code = 5
+
+
+class OutputError(Stop, OSError):
+    """The output folder cannot be written."""
+
+    exit_code = 6
+
+
+class CaseError(M2SError, ValueError):
+    """Base of everything that refuses one case; `code` is its short name in `cases.csv`."""
+
+    code: ClassVar[str] = "case"
+
+
+class UnreadableVolume(CaseError):
+    """Not a NIfTI file, truncated, or not readable by this user."""
+
+    code = "unreadable"
+
+
+class BadHeader(CaseError):
+    """Header dimensions that are negative, zero, giant or of the wrong number."""
+
+    code = "header"
+
+
+class BadAffine(CaseError):
+    """An affine that is not finite, not invertible, sheared, or of an impossible spacing."""
+
+    code = "affine"
+
+
+class BadLabels(CaseError):
+    """Voxel values that are no labels, or labels that do not fit the scheme."""
+
+    code = "labels"
+
+
+class AmbiguousLabels(BadLabels):
+    """No single label can be told to be the wall; the message holds the flag to add."""
+
+    code = "ambiguous-labels"
+
+
+class EmptyWall(CaseError):
+    """No voxel of the wall in the volume (or none left after super-resolution)."""
+
+    code = "empty"
+
+
+class WallOutOfRange(CaseError):
+    """Too few slices, a wall too long, or one that leaves the canonical field of view."""
+
+    code = "range"
+
+
+class NotFinite(CaseError):
+    """A network returned NaN or infinity for this case."""
+
+    code = "not-finite"
+
+
+class BadMesh(CaseError):
+    """A triangle mesh that is open, or whose faces name vertices that it does not have."""
+
+    code = "mesh"

@@ -1,0 +1,179 @@
+"""From a signed distance grid to a closed triangle mesh in millimetres, and what can be said about a mesh."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from m2s_runtime.errors import BadAffine, EmptyWall, NotFinite
+
+Points = npt.NDArray[np.float64]
+Faces = npt.NDArray[np.int32]
+Field = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+_OUTSIDE_MM: Final = 10.0
+"""Distance given to the voxels around the grid, so that a wall which meets the border gets a lid half a voxel out."""
+
+
+_LEAST_MM: Final = np.float32(1e-3)
+"""Distances nearer to zero count as this: corners of a triangle then never fall together in single-precision files."""
+
+Tables = Literal["lewiner", "lorensen"]
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """Triangles; seen from outside their corners run counter-clockwise.
+
+    Attributes:
+        vertices: (V, 3) float64 mm.
+        faces: (F, 3) int32, indices of vertices.
+    """
+
+    vertices: Points
+    faces: Faces
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Shape of a mesh without its measures.
+
+    Attributes:
+        closed: every directed edge occurs once, and so does its opposite.
+        components: pieces that share no edge.
+        genus: handles over all pieces; None for a mesh that is not closed.
+    """
+
+    closed: bool
+    components: int
+    genus: int | None
+
+
+def extract_surface(sdg: Field, affine: npt.ArrayLike) -> Mesh:
+    """Zero level set of a signed distance grid: its largest piece, closed, with outward winding.
+
+    Args:
+        sdg: (X, Y, Z) float32 mm, negative inside.
+        affine: (4, 4) from voxel index to world mm; it may mirror.
+
+    Returns:
+        The mesh in world mm; its signed volume is positive.
+
+    Raises:
+        NotFinite: the grid holds NaN or infinity.
+        EmptyWall: no voxel is inside.
+        BadAffine: the affine is not finite or squeezes space flat.
+    """
+    to_world = np.asarray(affine, np.float64)
+    if not np.isfinite(to_world).all() or np.linalg.det(to_world[:3, :3]) == 0:
+        raise BadAffine("the grid cannot be placed in the world: its affine is not finite or not invertible")
+    if not np.isfinite(sdg).all():
+        raise NotFinite("the decoder returned distances that are not finite")
+    inside = sdg < 0
+    clear = np.where(inside, np.minimum(sdg, -_LEAST_MM), np.maximum(sdg, _LEAST_MM))
+    vertices, faces = contour(clear, inside, 0.0, _OUTSIDE_MM, "lorensen")
+    mesh = _largest_piece(Mesh(vertices @ to_world[:3, :3].T + to_world[:3, 3], faces))
+    if signed_volume(mesh) < 0:
+        return Mesh(mesh.vertices, np.ascontiguousarray(mesh.faces[:, ::-1]))
+    return mesh
+
+
+def contour(field: Field, inside: Mask, level: float, outside: float, tables: Tables) -> tuple[Points, Faces]:
+    """Marching cubes (scikit-image) with one voxel of padding, closed at the border of the grid.
+
+    Args:
+        field: (X, Y, Z) float32.
+        inside: (X, Y, Z) bool, the voxels on the inner side of `level`.
+        level: value on the surface.
+        outside: value of the voxels around the grid, on the outer side of `level`.
+        tables: both put the same vertices on the edges of cells. `lewiner` follows the trilinear interpolant, but
+            leaves holes where corner values tie; `lorensen` always closes, and separates what only touches.
+
+    Returns:
+        (V, 3) float64 in voxel indices of `field` and (F, 3) int32; the winding is scikit-image's.
+
+    Raises:
+        EmptyWall: `inside` is empty.
+    """
+    from skimage.measure import marching_cubes  # slow to import
+
+    box: list[slice] = []
+    for axis in range(3):
+        used = np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))
+        if not len(used):
+            raise EmptyWall("no voxel of the wall is left: check that the mask holds the wall of the left ventricle")
+        box.append(slice(int(used[0]), int(used[-1]) + 3))  # in the padded array: one voxel more at either end
+    padded = np.pad(field, 1, constant_values=outside)
+    vertices, faces, _, _ = marching_cubes(padded[tuple(box)], level, method=tables)
+    return vertices.astype(np.float64) + [side.start - 1 for side in box], faces.astype(np.int32)
+
+
+def signed_volume(mesh: Mesh) -> float:
+    """Enclosed volume in mm³, positive when the winding is outward; meaningful for closed meshes only."""
+    # About the centroid, for otherwise a mesh far from the origin cancels away its digits.
+    a, b, c = np.moveaxis(mesh.vertices[mesh.faces] - mesh.vertices.mean(axis=0), 1, 0)
+    return float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6)
+
+
+def surface_area(mesh: Mesh) -> float:
+    """Area in mm²."""
+    a, b, c = np.moveaxis(mesh.vertices[mesh.faces], 1, 0)
+    return float(np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2)
+
+
+def topology(mesh: Mesh) -> Topology:
+    """Closedness, pieces and handles.
+
+    A vertex where two sheets touch is counted once for each sheet, so genus = components - (V - E + F) / 2 is whole.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    faces = mesh.faces.astype(np.int64)
+    start, end = faces.ravel(), np.roll(faces, -1, axis=1).ravel()
+    vertex_count = len(mesh.vertices)
+    forward, backward = start * vertex_count + end, end * vertex_count + start
+    order, opposite = np.argsort(forward), np.argsort(backward)
+    closed = (
+        len(faces) > 0
+        and bool((start != end).all())
+        and bool((forward[order] == backward[opposite]).all())
+        and bool((np.diff(forward[order]) > 0).all())
+    )
+    if not closed:
+        return Topology(False, _piece_count(mesh), None)
+    # Half-edge h = 3f + i starts at corner h and ends at the next corner of its face; its twin runs the other way.
+    twin = np.empty(len(order), np.int64)
+    twin[order] = opposite
+    half = np.arange(len(order))
+    following = half - half % 3 + (half + 1) % 3
+    ones = np.ones(len(half), np.int8)
+    fans = connected_components(coo_array((ones, (half, following[twin])), shape=(len(half),) * 2), directed=False)[0]
+    pieces = connected_components(coo_array((ones, (half // 3, twin // 3)), shape=(len(faces),) * 2), directed=False)[0]
+    euler = int(fans) - len(half) // 2 + len(faces)
+    return Topology(True, int(pieces), int(pieces) - euler // 2)
+
+
+def _labels(mesh: Mesh) -> npt.NDArray[np.int32]:
+    """(V,) number of the piece that each vertex belongs to."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    start, end = mesh.faces[:, :2].ravel(), mesh.faces[:, 1:].ravel()
+    size = len(mesh.vertices)
+    links = coo_array((np.ones(len(start), np.int8), (start, end)), shape=(size, size))
+    return connected_components(links, directed=False)[1]
+
+
+def _piece_count(mesh: Mesh) -> int:
+    return len(np.unique(_labels(mesh)[mesh.faces[:, 0]]))
+
+
+def _largest_piece(mesh: Mesh) -> Mesh:
+    """The piece with most triangles, its vertices renumbered."""
+    labels = _labels(mesh)
+    kept = labels == np.bincount(labels[mesh.faces[:, 0]]).argmax()
+    number = np.cumsum(kept, dtype=np.int32) - 1
+    return Mesh(mesh.vertices[kept], number[mesh.faces[kept[mesh.faces[:, 0]]]])

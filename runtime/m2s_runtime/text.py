@@ -1,0 +1,30 @@
+"""Text from outside (file names, library messages) made safe for terminals and spreadsheets."""
+
+import unicodedata
+from typing import Final
+
+_UNSAFE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_FORMULA: Final = frozenset("=+-@\t\r")
+
+
+def clean(text: str) -> str:
+    """One printable line: white space becomes one blank; control, bidirectional and undecodable characters become `?`.
+
+    Without this a file name could move the cursor, recolour the terminal or fake a second line of a log.
+    """
+    line = " ".join(text.split())
+    return "".join("?" if unicodedata.category(c) in _UNSAFE else c for c in line)
+
+
+def csv_cell(value: object) -> str:
+    """A value as one CSV field: numbers shortened, None empty, text cleaned and kept from being read as a formula."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, int):
+        return str(value)
+    text = clean(str(value))
+    return f"'{text}" if text[:1] in _FORMULA else text

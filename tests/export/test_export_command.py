@@ -1,0 +1,163 @@
+"""`m2s-export`: a training run in, a bundle out, and one clear line where the run is not what it should be."""
+
+import shutil
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_run import save_checkpoint
+
+import m2s_export.bundle as publishing
+from m2s_export import cli
+from m2s_export.card import model_card
+from m2s_export.parity import ParityError
+from m2s_export.training_run import read_training_run
+from m2s_runtime.bundle import load_bundle
+from m2s_runtime.errors import NoInputs, UsageProblem
+from m2s_runtime.manifest import Manifest
+from m2s_runtime.strict_json import dumps, loads
+
+
+@pytest.fixture
+def spoilt(run_folder, tmp_path):
+    """A copy of the run that a test may spoil."""
+    return shutil.copytree(run_folder, tmp_path / "run")
+
+
+def export(monkeypatch, *words):
+    """Exit code of the command; 0 when it returns."""
+    monkeypatch.setattr(sys, "argv", ["m2s-export", *map(str, words)])
+    try:
+        cli.main()
+    except SystemExit as done:
+        return done.code
+    return 0
+
+
+def test_a_run_becomes_a_bundle(run_folder, tmp_path, monkeypatch, capsys, bundle):
+    # The graphs are those of the session's bundle: converting them again would double the time of these tests.
+    def copy_graph(path, graph, *, half):
+        assert half
+        path.write_bytes(bundle.read(f"{graph.name}.onnx"))
+
+    monkeypatch.setattr(publishing, "to_onnx", lambda graph: graph)
+    monkeypatch.setattr(publishing, "write_graph", copy_graph)
+    monkeypatch.setattr(publishing, "check_surfaces", lambda *_: 0.05)
+    (tmp_path / "notes.md").write_text("## Accuracy\n\nDice 12.3 %\n")
+    words = (run_folder, "--out", tmp_path / "new", "--data", "noise", "--notes", tmp_path / "notes.md")
+    words += ("--licence", "CC-BY-4.0")
+    assert export(monkeypatch, *words) == 0
+    assert str(tmp_path / "new") in capsys.readouterr().out
+    made = load_bundle(tmp_path / "new")
+    assert (made.name, made.manifest.preset, made.manifest.training.data) == ("new", "tiny", "noise")
+    assert made.manifest.parity.surface_p95_mm == 0.05
+    assert made.manifest.licence == "CC-BY-4.0"
+    assert "CC-BY-4.0" in made.read("MODEL_CARD.md").decode()
+    assert "12.3 %" in made.read("MODEL_CARD.md").decode()
+    assert export(monkeypatch, *words) == 6
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_metadata_of_the_checkpoints_reach_the_manifest(training_run):
+    told = training_run.training()
+    assert told.data == "not recorded"
+    assert {n: (s.steps, s.seed, s.seconds) for n, s in told.stages.items()} == dict.fromkeys(
+        ("mcsr", "vqvae", "diffusion"), (10, 3, 7.5)
+    )
+    assert training_run.nets.scale_factor == 1.7
+    assert training_run.nets.latent_shape == (8, 16, 16, 8)
+
+
+def test_what_the_checkpoint_of_mcsr_says_is_passed_on(spoilt, nets, training_run):
+    assert (training_run.licence, training_run.step_range_mm) == ("not stated", (10, 10))
+    told = {"licence": "GPL-3.0", "step_range_mm": "[5.0, 14]", "track_steps": "600", "polish": "400"}
+    save_checkpoint(spoilt, "mcsr", nets["mcsr"].state_dict(), **told)
+    run = read_training_run(spoilt)
+    assert (run.licence, run.step_range_mm) == ("GPL-3.0", (5, 14))
+    plan = publishing.Plan("noted", run.training(), run.licence, run.step_range_mm)
+    draft = publishing.draft_manifest(plan, run.nets.preset, run.nets.latent_shape, 1.0, pool=True)
+    assert loads(Manifest, dumps(draft)) == draft
+    card = model_card(draft)
+    assert "mcsr: centroid track alone: 600 + 400 steps." in card
+    assert "5 to 14 mm" in card
+
+
+@pytest.mark.parametrize("told", ["5 to 14", "[5]", "[14, 5]", "[0, 5]", "7", '["a", "b"]', "[5, NaN]"])
+def test_a_step_range_that_cannot_be_is_refused(training_run, told):
+    metadata = training_run.metadata | {"mcsr": training_run.metadata["mcsr"] | {"step_range_mm": told}}
+    with pytest.raises(UsageProblem, match="step_range_mm"):
+        _ = replace(training_run, metadata=metadata).step_range_mm
+
+
+@pytest.mark.parametrize("stage", ["mcsr", "vqvae", "diffusion"])
+def test_a_missing_checkpoint_is_named(spoilt, stage):
+    (spoilt / stage / "best.safetensors").unlink()
+    with pytest.raises(NoInputs, match=rf"{stage}.best\.safetensors"):
+        read_training_run(spoilt)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(spoilt):
+    (spoilt / "vqvae" / "best.safetensors").write_bytes(b"\x80\x04pickled, or so it says")
+    with pytest.raises(UsageProblem, match="vqvae"):
+        read_training_run(spoilt)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "word"),
+    [
+        ("mcsr", {"preset": "compact"}, "different presets"),
+        ("diffusion", {"scale_factor": "0"}, "scale_factor"),
+        ("diffusion", {"scale_factor": "nan"}, "scale_factor"),
+        ("diffusion", {"scale_factor": ""}, "scale_factor"),
+    ],
+)
+def test_metadata_that_cannot_be_are_refused(spoilt, nets, stage, changes, word):
+    save_checkpoint(spoilt, stage, nets[stage].state_dict(), **changes)
+    with pytest.raises(UsageProblem, match=word):
+        read_training_run(spoilt)
+
+
+def test_an_unknown_preset_is_refused(spoilt, nets):
+    for stage, net in nets.items():
+        save_checkpoint(spoilt, stage, net.state_dict(), preset="gigantic")
+    with pytest.raises(UsageProblem, match="gigantic"):
+        read_training_run(spoilt)
+
+
+def test_weights_of_another_network_are_refused(spoilt, nets):
+    save_checkpoint(spoilt, "mcsr", nets["vqvae"].state_dict())
+    with pytest.raises(UsageProblem, match=r"mcsr.*does not fit"):
+        read_training_run(spoilt)
+
+
+def test_weights_that_are_no_numbers_are_refused(spoilt, nets):
+    weights = {name: t.clone() for name, t in nets["vqvae"].state_dict().items()}
+    weights["encoder.0.weight"][0] = torch.nan
+    save_checkpoint(spoilt, "vqvae", weights)
+    with pytest.raises(UsageProblem, match="not finite"):
+        read_training_run(spoilt)
+
+
+def test_exit_codes(tmp_path, run_folder, monkeypatch, capsys):
+    assert export(monkeypatch, tmp_path / "nothing", "--out", tmp_path / "b") == 3
+    assert "m2s-train" in capsys.readouterr().err
+    assert export(monkeypatch, run_folder) == 2
+    assert export(monkeypatch, run_folder, "--out", tmp_path / "b", "--engine", "magic") == 2
+    assert export(monkeypatch, "--help") == 0
+    capsys.readouterr()
+    for error, code in ((ParityError("graph sr deviates"), 4), (KeyboardInterrupt(), 130)):
+        monkeypatch.setattr(publishing, "publish_run", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        assert export(monkeypatch, run_folder, "--out", tmp_path / "b") == code
+        told = capsys.readouterr().err
+        assert len(told.strip().splitlines()) == 1
+        assert "Traceback" not in told
+    assert not (tmp_path / "b").exists()
+
+
+def test_without_the_extra_the_pip_line_is_told(tmp_path, monkeypatch, capsys):
+    for name in [n for n in sys.modules if n.startswith("m2s_export.") and n != "m2s_export.cli"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert export(monkeypatch, tmp_path, "--out", tmp_path / "b") == 5
+    assert 'pip install "mask2surface[export]"' in capsys.readouterr().err

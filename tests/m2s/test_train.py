@@ -1,0 +1,181 @@
+"""All three stages on phantoms with preset `tiny`: they learn, resume exactly, and refuse what they cannot use."""
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from scipy import ndimage
+
+from m2s.data.labelmaps import split
+from m2s.data.phantom import phantom
+from m2s.data.store import StoreSpec, open_store
+from m2s.train.checkpoint import Average, load_state, load_weights, save_state
+from m2s.train.cli import main
+from m2s.train.mcsr import soft_dice, symmetry
+from m2s.train.vqvae import weighted_l1
+from m2s_runtime.errors import NoInputs, UsageProblem
+from m2s_runtime.slices import pool_features
+
+TINY = ["--preset", "tiny", "--phantom", "--hearts", "6", "--threads", "1", "--workers", "1", "-q"]
+
+
+def train(stage: str, run: Path, *more: str) -> str:
+    result = CliRunner().invoke(main, [stage, str(run), *TINY, *more])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    for stage in ("mcsr", "vqvae", "diffusion"):
+        train(stage, run, "--steps", "6", *([] if stage == "diffusion" else ["--batch", "1"]))
+    return run
+
+
+def test_every_stage_leaves_weights_a_log_and_what_export_needs(tiny_run: Path) -> None:
+    for stage in ("mcsr", "vqvae", "diffusion"):
+        weights, metadata = load_weights(tiny_run / stage / "best.safetensors")
+        assert all(torch.isfinite(t).all() for t in weights.values() if t.is_floating_point())
+        assert metadata["preset"] == "tiny"
+        assert metadata["stage"] == stage
+        rows = list(csv.DictReader((tiny_run / stage / "log.csv").open()))
+        assert rows[-1]["step"] == "6"
+        assert np.isfinite(float(rows[-1]["loss"]))
+    assert float(load_weights(tiny_run / "diffusion" / "best.safetensors")[1]["scale_factor"]) > 0
+    assert (tiny_run / "diffusion" / "validation.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("stage", ["mcsr", "vqvae"])
+def test_a_resumed_training_ends_where_an_undisturbed_one_does(stage: str, tmp_path: Path, tiny_run: Path) -> None:
+    for name in ("whole", "parted"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "hearts").symlink_to(tiny_run / "hearts")
+    plan = ["--batch", "1", "--steps", "20"]
+    train(stage, tmp_path / "whole", *plan)
+    child = subprocess.Popen(
+        [sys.executable, "-c", "from m2s.train.cli import main; main()", stage, str(tmp_path / "parted"), *TINY, *plan],
+        start_new_session=True,
+    )
+    last = tmp_path / "parted" / stage / "last.safetensors"
+    deadline = time.monotonic() + 120
+    while not last.is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert 0 < load_state(last)[1]["step"] < 20
+    train(stage, tmp_path / "parted", *plan)
+    whole, parted = (load_state(tmp_path / n / stage / "last.safetensors")[0]["model"] for n in ("whole", "parted"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parted[name], tensor, rtol=0, atol=0)
+
+
+def test_pairs_of_other_networks_are_refused(tiny_run: Path, tmp_path: Path) -> None:
+    for name in ("mcsr", "vqvae", "hearts"):
+        (tmp_path / name).symlink_to(tiny_run / name)
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "pairs.sha256").write_text("0" * 64)
+    result = CliRunner().invoke(main, ["diffusion", str(tmp_path), *TINY])
+    assert result.exit_code == UsageProblem.exit_code
+    assert "other networks" in result.output
+
+
+def test_usage_problems_are_one_line(tmp_path: Path) -> None:
+    runner = CliRunner()
+    neither = runner.invoke(main, ["mcsr", str(tmp_path / "a"), "--preset", "tiny"])
+    assert neither.exit_code == UsageProblem.exit_code
+    assert "--atlas" in neither.output
+    nothing = runner.invoke(main, ["mcsr", str(tmp_path / "c"), "--preset", "tiny", "--label-maps", str(tmp_path)])
+    assert nothing.exit_code == NoInputs.exit_code
+    assert "HR_ED.nii.gz" in nothing.output
+    early = runner.invoke(main, ["diffusion", str(tmp_path / "b"), *TINY])
+    assert early.exit_code == UsageProblem.exit_code
+    assert "m2s-train mcsr" in early.output
+
+
+def test_training_on_the_papers_layout(tmp_path: Path) -> None:
+    parts = split()
+    for k, subject in enumerate((parts["training"][0], parts["selection"][0])):
+        path = tmp_path / "maps" / str(subject) / "HR_ED.nii.gz"
+        path.parent.mkdir(parents=True)
+        labels = 2 * phantom(k).mask.astype(np.int16)
+        labels[np.stack([ndimage.binary_fill_holes(s) for s in np.moveaxis(labels > 0, 2, 0)], -1) & (labels == 0)] = 1
+        nib.save(nib.Nifti1Image(labels, np.diag([1.0, 1.0, 2.0, 1.0])), path)
+    options = ["--preset", "tiny", "--label-maps", str(tmp_path / "maps"), "--steps", "2", "--batch", "1", "-q"]
+    result = CliRunner().invoke(main, ["mcsr", str(tmp_path / "run"), *options, "--workers", "1"])
+    assert result.exit_code == 0, result.output
+    metadata = load_weights(tmp_path / "run" / "mcsr" / "best.safetensors")[1]
+    assert "label maps" in metadata["data"]
+
+
+def test_a_store_is_the_same_whoever_makes_it_and_keeps_to_its_options(tmp_path: Path) -> None:
+    spec = StoreSpec(None, hearts=3, seed=4, distances=True)
+    one, two = (open_store(tmp_path / name, spec) for name in ("one", "two"))
+    for k in range(3):
+        assert one.id(k) == two.id(k)
+        assert np.array_equal(one.mask(k), two.mask(k))
+        distance = one.distance(k)
+        assert np.array_equal(distance, two.distance(k))
+        inside = distance[:, :, 2:62] < 0
+        assert np.mean(inside != one.mask(k)) < 1e-4
+    grown = open_store(tmp_path / "one", StoreSpec(None, hearts=5, seed=4, distances=True))
+    assert np.array_equal(grown.mask(1), two.mask(1))
+    assert grown.mask(4).any()
+    with pytest.raises(UsageProblem, match="other options"):
+        open_store(tmp_path / "one", StoreSpec(None, hearts=3, seed=5, distances=True))
+
+
+def test_symmetries_keep_the_pool_centred(tmp_path: Path) -> None:
+    mask = open_store(tmp_path / "s", StoreSpec(None, hearts=1, seed=0)).mask(0)[:, :, 2::5]
+    before = pool_features(mask)
+    seen = {symmetry(mask, k).tobytes() for k in range(8)}
+    assert len(seen) == 8
+    for k in range(8):
+        after = pool_features(symmetry(mask, k))
+        offset = np.abs(after[:, :2] - 63.5), np.abs(before[:, :2] - 63.5)
+        np.testing.assert_allclose(np.sort(offset[0], 1), np.sort(offset[1], 1), atol=1e-3)
+
+
+def test_losses_against_hand_counts() -> None:
+    truth = torch.zeros(1, 1, 4, 4, 4)
+    truth[..., :2] = 1
+    half = truth.clone()
+    half[:, :, :2] = 0
+    assert float(soft_dice(half, truth)) == pytest.approx(1 - 2 * 16 / (16 + 32), rel=1e-4)
+    sdg = torch.linspace(-20, 20, 64).reshape(1, 1, 4, 4, 4)
+    assert float(weighted_l1(sdg.clamp(-10, 10) + 1, sdg, 10.0, 0.0)) == pytest.approx(0.1, rel=1e-5)
+    assert float(weighted_l1(sdg.clamp(-10, 10) + 1, sdg, 10.0, 4.0)) == pytest.approx(0.1, rel=1e-5)
+
+
+def test_checkpoints_round_trip_and_survive_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.safetensors"
+    tree = {"model": {"a": torch.arange(3.0)}, "optimiser": {"0": {"step": torch.tensor(1.0)}}}
+    save_state(path, tree, {"step": 3})
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        save_state(path, {"model": {"a": torch.zeros(3)}}, {"step": 4})
+    found, metadata = load_state(path)
+    assert metadata == {"step": 3}
+    assert torch.equal(found["model"]["a"], torch.arange(3.0))
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_average_is_the_exponential_mean() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    layer.weight.data.fill_(0.0)
+    average = Average(layer, 0.9)
+    expected = 0.0
+    for k in range(1, 200):
+        layer.weight.data.fill_(float(k))
+        average.update(layer)
+        decay = min(0.9, (1 + k) / (10 + k))
+        expected = decay * expected + (1 - decay) * k
+    assert float(average.state["weight"]) == pytest.approx(expected, rel=1e-5)

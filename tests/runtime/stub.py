@@ -1,0 +1,108 @@
+"""A reconstructor without networks, and small label maps to feed it: what tests of the batch stand on."""
+
+import hashlib
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from m2s_runtime.errors import NotFinite
+from m2s_runtime.grid import PADDING, UPSAMPLING
+from m2s_runtime.placement import Canonical
+from m2s_runtime.surface import Mesh, extract_surface
+
+AFFINE = np.diag([2.0, 2.0, 10.0, 1.0])
+
+
+@dataclass(frozen=True)
+class StubBundle:
+    name: str = "stub"
+    path: Path = Path("stub")
+    sha256: str = "0" * 64
+
+
+@dataclass(frozen=True)
+class StubEngine:
+    name: str = "onnx"
+    device: str = "cpu"
+    threads: int = 1
+    description: str = "no network at all"
+
+
+@dataclass(frozen=True)
+class StubResult:
+    mesh: Mesh
+    shifts: np.ndarray
+    common_shift: np.ndarray
+    probability: np.ndarray
+    sdg: np.ndarray
+    affine: np.ndarray
+    flags: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class StubReconstructor:
+    """Repeats each slice five times. `trouble` maps a call number to what happens in that call."""
+
+    def __init__(self, trouble=None):
+        self.trouble = trouble or {}
+        self.keys = []
+
+    def reconstruct(self, canonical: Canonical, noise_key: str) -> StubResult:
+        self.keys.append(noise_key)
+        meet(self.trouble.get(len(self.keys)))
+        planes = np.repeat(canonical.masks, UPSAMPLING, axis=2)
+        probability = np.pad(planes, ((0, 0), (0, 0), (PADDING, PADDING))).astype(np.float32)
+        # Noise of its own for each key, so that a wrong key shows in the mesh.
+        noise = np.random.default_rng(int(noise_key[:8], 16)).uniform(0.0, 0.1, probability.shape)
+        sdg = (0.5 - probability + noise).astype(np.float32)
+        affine = canonical.placement.world((0.0, 0.0))
+        shifts = np.zeros((12, 2), np.float32)
+        shifts[canonical.masks.any(axis=(0, 1))] = (1.0, -2.0)
+        return StubResult(
+            extract_surface(sdg, affine), shifts, np.array([1.0, -2.0]), probability, sdg, affine, seconds={"mc": 0.25}
+        )
+
+
+def meet(trouble):
+    if trouble == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif trouble == "hang":
+        time.sleep(600)
+    elif isinstance(trouble, BaseException):
+        raise trouble
+
+
+NOT_FINITE = NotFinite("decode returned NaN; run with --engine onnx")
+
+
+def wall(slices=8, size=48, scale=1.0):
+    """(size, size, slices + 2) uint8 in ACDC labels: rings that taper from base to a closed apex."""
+    x, y = np.mgrid[:size, :size] * 2.0 - (size - 1)
+    labels = np.zeros((size, size, slices + 2), np.uint8)
+    for index in range(slices):
+        outer = scale * (34.0 - 2.2 * index)
+        radius = np.hypot(x - 2 * (index % 2), y)
+        labels[:, :, index + 1][radius < outer] = 2
+        labels[:, :, index + 1][radius < outer - 10.0] = 3
+    labels[:, :, slices][labels[:, :, slices] == 3] = 2
+    return labels
+
+
+def save(path, labels, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(labels, affine), path)
+    return path
+
+
+def digests(folder):
+    """Name to content hash of every file below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

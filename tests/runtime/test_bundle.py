@@ -1,0 +1,212 @@
+"""A bundle is data from elsewhere: found where it should be, and refused whenever a byte of it is off."""
+
+import hashlib
+import json
+import os
+
+import pytest
+from toy import TOY, copy_toy, edit_manifest
+
+from m2s_runtime.bundle import DEFAULT_BUNDLE, find_bundle, load_bundle
+from m2s_runtime.errors import BundleError
+from m2s_runtime.manifest import GRAPHS
+from m2s_runtime.strict_json import dumps
+
+FILES = sorted(p.name for p in TOY.iterdir() if p.name != "manifest.json")
+
+
+@pytest.fixture
+def toy(tmp_path):
+    return copy_toy(tmp_path)
+
+
+def refusal(folder) -> str:
+    with pytest.raises(BundleError) as caught:
+        load_bundle(folder)
+    assert caught.value.exit_code == 4
+    return str(caught.value)
+
+
+def test_a_whole_bundle_loads():
+    bundle = load_bundle(TOY)
+    assert (bundle.name, bundle.path) == ("toy", TOY)
+    assert bundle.sha256 == hashlib.sha256((TOY / "manifest.json").read_bytes()).hexdigest()
+    assert set(bundle.manifest.files) == set(FILES)
+    assert {f"{g}.onnx" for g in GRAPHS} <= set(FILES)
+
+
+def test_the_manifest_is_written_as_it_is_read():
+    assert dumps(load_bundle(TOY).manifest) == (TOY / "manifest.json").read_text()
+
+
+def test_reading_gives_the_listed_bytes():
+    assert load_bundle(TOY).read("mc.onnx") == (TOY / "mc.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_found(toy, name):
+    data = bytearray((toy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (toy / name).write_bytes(data)
+    told = refusal(toy)
+    assert name in told
+    assert "m2s-export" in told
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"\0", lambda _: b""])
+def test_another_size_is_found(toy, change):
+    path = toy / "decode.onnx"
+    path.write_bytes(change(path.read_bytes()))
+    assert "bytes instead of" in refusal(toy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(toy, name):
+    (toy / name).unlink()
+    assert name in refusal(toy)
+
+
+def test_a_folder_in_place_of_a_file_is_refused(toy):
+    (toy / "mc.onnx").unlink()
+    (toy / "mc.onnx").mkdir()
+    assert "mc.onnx" in refusal(toy)
+
+
+def test_a_file_altered_after_loading_is_not_used(toy):
+    bundle = load_bundle(toy)
+    (toy / "mc.onnx").write_bytes(b"x" * bundle.manifest.files["mc.onnx"].size)
+    with pytest.raises(BundleError, match=r"mc\.onnx.*altered"):
+        bundle.read("mc.onnx")
+
+
+def test_a_file_that_is_not_listed_is_not_read(toy):
+    (toy / "more.onnx").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"more\.onnx is not listed"):
+        load_bundle(toy).read("more.onnx")
+
+
+@pytest.mark.parametrize(("schema", "remedy"), [(2, "update mask2surface"), (0, "export the bundle anew")])
+def test_another_schema_is_told_before_anything_else(toy, schema, remedy):
+    edit_manifest(toy, lambda d: d.update(schema=schema, a_later_invention=True))
+    told = refusal(toy)
+    assert f"schema {schema}" in told
+    assert remedy in told
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "sub/file", "..", ".hidden", "a\\b", ""])
+def test_paths_that_leave_the_folder_are_refused(toy, name):
+    (toy.parent / "secret").write_bytes(b"")
+    edit_manifest(toy, lambda d: d["files"].update({name: {"sha256": hashlib.sha256().hexdigest(), "size": 0}}))
+    assert "outside" in refusal(toy)
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="no symbolic links here")
+def test_links_that_leave_the_folder_are_refused(toy):
+    data = (toy / "mc.onnx").read_bytes()
+    (toy.parent / "elsewhere").write_bytes(data)
+    (toy / "mc.onnx").unlink()
+    (toy / "mc.onnx").symlink_to("../elsewhere")
+    assert "outside" in refusal(toy)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda d: d["graphs"]["mc"]["outputs"][0].update(name="moves"), "graph mc"),
+        (lambda d: d["graphs"]["sr"]["inputs"].pop(), "graph sr"),
+        (lambda d: d["graphs"]["denoise"]["inputs"][2].update(dtype="float32"), "graph denoise"),
+        (lambda d: d["graphs"]["encode"]["outputs"][0]["shape"].reverse(), "graph encode"),
+        (lambda d: d["graphs"].pop("decode"), "graph decode"),
+        (lambda d: d.update(latent_shape=[8, 16, 16, 8]), "graph decode, denoise, encode"),
+        (lambda d: d.update(grid=[128, 128, 60]), "grid"),
+        (lambda d: d.update(spacing=[1, 1, 1.5]), "spacing"),
+        (lambda d: d.update(padding=4), "padding"),
+        (lambda d: d.update(scale_factor=0), "scale_factor"),
+        (lambda d: d.update(steps=1001), "steps"),
+        (lambda d: d["files"].pop("sr.onnx"), "sr.onnx is not listed"),
+    ],
+)
+def test_what_this_runtime_cannot_drive_is_refused(toy, change, word):
+    edit_manifest(toy, change)
+    assert word in refusal(toy)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda d: d.update(surprise=1), "unknown 'surprise'"),
+        (lambda d: d.pop("training"), "missing 'training'"),
+        (lambda d: d.update(clip_mm="12"), "clip_mm"),
+        (lambda d: d.update(steps=True), "steps"),
+        (lambda d: d.update(steps=10.0), "steps"),
+        (lambda d: d.update(slices="picture"), "slices"),
+        (lambda d: d.update(requantise=True), "requantise"),
+        (lambda d: d.update(latent_shape=[64, 32, 32]), "latent_shape"),
+        (lambda d: d["schedule"].update(prediction="v"), "schedule.prediction"),
+        (lambda d: d["files"].update({"mc.onnx": "hash"}), "files.mc.onnx"),
+    ],
+)
+def test_a_manifest_of_another_form_is_refused(toy, change, word):
+    edit_manifest(toy, change)
+    told = refusal(toy)
+    assert word in told
+    assert "manifest.json" in told
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"{", b"\xff\xfe", b"null", b"[" * 100_000, b'{"schema": 1, "schema": 1}']
+)
+def test_a_manifest_that_is_no_object_is_refused(toy, text):
+    (toy / "manifest.json").write_bytes(text)
+    assert "manifest.json" in refusal(toy)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999"])
+def test_numbers_that_are_none_are_refused(toy, value):
+    text = (toy / "manifest.json").read_text()
+    (toy / "manifest.json").write_text(text.replace('"clip_mm": 12.0', f'"clip_mm": {value}'))
+    assert "manifest.json" in refusal(toy)
+
+
+def test_a_giant_manifest_is_not_read_whole(toy):
+    with (toy / "manifest.json").open("r+b") as file:
+        file.truncate(1 << 40)
+    assert "manifest.json" in refusal(toy)
+
+
+def test_found_by_path_then_home_by_name(toy, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert find_bundle(toy) == toy
+    assert find_bundle("toy").resolve() == toy
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("M2S_HOME", str(tmp_path))
+    assert find_bundle("toy") == toy
+
+
+def test_home_comes_before_the_installed_one(toy, monkeypatch, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    toy.rename(home / DEFAULT_BUNDLE)
+    monkeypatch.setenv("M2S_HOME", str(home))
+    assert load_bundle().name == "toy"
+    assert load_bundle(DEFAULT_BUNDLE).path == home / DEFAULT_BUNDLE
+
+
+@pytest.mark.parametrize("wanted", ["no-such-bundle", "no/such/folder", "..", "", ".hidden"])
+def test_a_bundle_that_is_nowhere_is_error_four(wanted, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("M2S_HOME", str(tmp_path / "empty"))
+    assert "--model" in refusal(wanted)
+
+
+def test_the_home_may_be_a_bundle_and_has_to_exist(toy, monkeypatch, tmp_path):
+    monkeypatch.setenv("M2S_HOME", str(toy))
+    assert load_bundle().path == toy
+    monkeypatch.setenv("M2S_HOME", str(tmp_path / "nowhere"))
+    assert "M2S_HOME" in refusal(None)
+
+
+def test_a_file_beyond_the_list_is_ignored(toy):
+    (toy / "notes.txt").write_text("mine")
+    assert json.loads(dumps(load_bundle(toy).manifest))["name"] == "toy"
