@@ -19,7 +19,7 @@ import trimesh
 from skimage.measure import find_contours
 
 from m2s_runtime.labels import wall_mask
-from m2s_runtime.placement import canonicalise
+from m2s_runtime.placement import canonicalise, slice_axis
 from m2s_runtime.volume import read_study
 
 mpl.use("Agg")  # draws to files only: no display is needed
@@ -127,7 +127,7 @@ def read_cases(meshes: Path, inputs: Path) -> list[Case]:
 def draw(case: Case, scheme: str, left: Axes, right: Axes) -> None:
     """Slices on the left, surface on the right, at one scale."""
     study = read_study(case.source)
-    wall, _ = wall_mask(study.labels, scheme)
+    wall, _ = wall_mask(study.labels, scheme, slice_axis(study.affine))
     frame = wall[..., case.frame] if wall.ndim == 4 else wall
     placement = canonicalise(frame, study.affine).placement
     camera = Camera.at(placement.affine)

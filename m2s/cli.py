@@ -1,35 +1,40 @@
 """Commands of the training environment."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, NoReturn, TypedDict, Unpack
 
 import click
 
 from m2s_runtime.errors import CaseError, M2SError, Stop, UsageProblem
 
 # `METHODS` of m2s.evaluate.methods, whose import --help would have to wait for; a test compares them.
-METHOD_NAMES = ("ours", "mcsr", "decode-zc", "nni", "shape-based", "shape-based-line", "shape-based-uncorrected")
+METHOD_NAMES = (
+    *("ours", "mcsr", "decode-zc", "unconditioned"),
+    *("nni", "shape-based", "shape-based-line", "shape-based-uncorrected"),
+)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
-T = TypeVar("T")
-
 if TYPE_CHECKING:
-    from m2s.evaluate.methods import Method
-    from m2s.evaluate.networks import ModelOptions
+    from m2s.evaluate.hearts import CohortName
     from m2s.evaluate.scores import Row
+    from m2s.evaluate.work import Item, Setup
 
 
 class Options(TypedDict):
     """What `_shared` adds to a command."""
 
+    names: tuple[str, ...]
     model: str | None
     engine: str
     device: str
     threads: int
+    jobs: int
     steps: int | None
+    samples: int
+    refine: int
     seed: int
     out: Path | None
 
@@ -58,10 +63,13 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--model", default=None, help="Bundle: a folder or the name of an installed one."),
         click.option("--engine", default="auto", show_default=True, help="Inference engine."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N."),
+        click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes, an engine each."),
         click.option("--steps", type=click.IntRange(1), default=None, help="DDIM steps instead of the bundle's."),
         click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads."),
+        click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Posterior samples."),
+        click.option("--refine", type=click.IntRange(0), default=0, show_default=True, help="Re-registration passes."),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of motion and sampling."),
-        click.option("--out", type=FILE, default=None, help="CSV with one row a subject, draw and method."),
+        click.option("--out", type=FILE, default=None, help="CSV, a row a stack and method; extended if there."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -75,28 +83,39 @@ def evaluate() -> None:
 
 @evaluate.command()
 @click.option("--atlas", type=FOLDER, required=True, help="Folder of the CAP MESA shape atlas.")
+@click.option("--cohort", type=click.Choice(["validation", "wide"]), default="validation", show_default=True)
 @click.option("--draws", type=click.IntRange(1), default=12, show_default=True, help="Stacks a heart.")
 @click.option("--limit", type=click.IntRange(1), default=None, help="Only this many hearts, spread over the cohort.")
-@click.option("--sign", type=click.Choice(["random", "positive"]), default="random", show_default=True)
+@click.option("--law", default="paper", show_default=True, help="paper, positive, normal:SD or one-off:MM.")
+@click.option("--step", "steps_mm", type=click.FloatRange(4, 14), multiple=True, help="Slice step, mm; repeatable.")
 @_shared
 def simulation(
-    atlas: Path, draws: int, limit: int | None, sign: str, names: tuple[str, ...], **options: Unpack[Options]
+    atlas: Path,
+    cohort: "CohortName",
+    draws: int,
+    limit: int | None,
+    law: str,
+    steps_mm: tuple[float, ...],
+    **options: Unpack[Options],
 ) -> None:
-    """Hearts of the validation cohort, acquired as slices that moved."""
-    from dataclasses import replace
-
-    from m2s.data.atlas import validation_hearts
-    from m2s.data.simulate import PAPER
+    """Hearts of an atlas cohort, acquired as slices that moved."""
     from m2s.evaluate import simulation as rows
+    from m2s.evaluate.hearts import Cohort
+    from m2s.evaluate.work import spaced
+    from m2s_runtime.grid import NOMINAL_STEP
 
-    law = replace(PAPER, sign=sign)
-    hearts = list(validation_hearts(atlas))
-    if limit is not None:
-        hearts = _spread(hearts, limit)
-    methods = _methods(names, options)
+    _check_law(law)
+    hearts = Cohort(atlas, cohort)
+    steps = dict.fromkeys(steps_mm or (NOMINAL_STEP,))
+    chosen = spaced(hearts.rows, limit or len(hearts.rows))
     seed = options["seed"]
-    produced = rows.evaluate_cohort(hearts, methods, draws=draws, seed=seed, law=law)
-    _report(produced, len(hearts) * draws * len(methods), rows.groups, options["out"])
+    stacks = [
+        rows.SimulatedStack(hearts, row, draw, seed, law, step)
+        for row in chosen
+        for step in steps
+        for draw in range(draws)
+    ]
+    _report(stacks, options, rows.groups, rows.summary)
 
 
 @evaluate.command()
@@ -106,75 +125,148 @@ def simulation(
 @click.option("--labels", default="acdc", show_default=True, help="Label scheme, as in m2s-run.")
 @click.option("--limit", type=click.IntRange(1), default=None, help="Only this many files, spread over the folder.")
 @_shared
-def acdc(data: Path, labels: str, limit: int | None, names: tuple[str, ...], **options: Unpack[Options]) -> None:
-    """Real stacks: slices held back, slices given, topology."""
+def acdc(data: Path, labels: str, limit: int | None, **options: Unpack[Options]) -> None:
+    """Real stacks: slices held back, slices given, topology; by diagnosis where cases.csv tells it."""
     from m2s.evaluate import acdc as rows
+    from m2s.evaluate.work import spaced
 
-    paths = rows.find_stacks(data)
-    if limit is not None:
-        paths = _spread(paths, limit)
-    methods = _methods(names, options)
-    produced = (row for path in paths for row in rows.evaluate_stack(path, methods, labels))
-    _report(produced, len(paths) * len(methods), rows.groups, options["out"], rows.summary)
+    stacks = rows.find_stacks(data, labels)
+    _report(spaced(stacks, limit or len(stacks)), options, rows.groups, rows.summary)
 
 
 @evaluate.command()
 @click.option("--data", type=FOLDER, required=True, help="Folder with the files of subject 1081.")
 @click.option("--draws", type=click.IntRange(1), default=12, show_default=True, help="Own simulations.")
 @_shared
-def subject1081(data: Path, draws: int, names: tuple[str, ...], **options: Unpack[Options]) -> None:
+def subject1081(data: Path, draws: int, **options: Unpack[Options]) -> None:
     """A subject of the paper's data set: own simulation and the two given stacks."""
     from m2s.evaluate import subject1081 as rows
 
-    methods = _methods(names, options)
-    produced = rows.evaluate_subject(data, methods, draws=draws, seed=options["seed"])
-    _report(produced, len(methods) * (draws + 2) + 2, rows.groups, options["out"])
+    simulated = [rows.OwnSimulation(data, draw, options["seed"]) for draw in range(draws)]
+    _report([*simulated, *(rows.GivenStack(data, number) for number in (1, 2))], options, rows.groups)
 
 
-def _spread(items: list[T], count: int) -> list[T]:
-    """`count` items from the first to the last, as evenly as it goes: neither phase is left out."""
-    last, gaps = len(items) - 1, max(count - 1, 1)
-    return [items[round(i * last / gaps)] for i in range(count)] if count < len(items) else items
+@evaluate.command()
+@click.option("--atlas", type=FOLDER, required=True, help="Folder of the CAP MESA shape atlas.")
+@click.option("--draws", type=click.IntRange(1), default=1, show_default=True, help="Stacks a heart.")
+@click.option("--limit", type=click.IntRange(1), default=64, show_default=True, help="Hearts that are scored.")
+@click.option("--fit-limit", type=click.IntRange(1), default=32, show_default=True, help="Other hearts, to fit on.")
+@click.option("--law", default="paper", show_default=True, help="paper, positive, normal:SD or one-off:MM.")
+@_shared
+def spread(atlas: Path, draws: int, limit: int, fit_limit: int, law: str, **options: Unpack[Options]) -> None:
+    """Calibration of the per-vertex spread: --samples 8 unless told otherwise."""
+    from m2s.evaluate import spread as rows
+    from m2s.evaluate.hearts import Cohort
+    from m2s.evaluate.work import spaced
+
+    _check_law(law)
+    _only_ours(options)
+    options["samples"] = options["samples"] if options["samples"] > 1 else rows.SAMPLES
+    cohorts = {Cohort(atlas, "selection"): fit_limit, Cohort(atlas, "validation"): limit}
+    stacks = [
+        rows.SpreadStack(cohort, row, draw, options["seed"], law)
+        for cohort, count in cohorts.items()
+        for row in spaced(cohort.rows, count)
+        for draw in range(draws)
+    ]
+    click.echo(rows.table(_collect(stacks, options)))
 
 
-def _methods(names: tuple[str, ...], options: "Options") -> "dict[str, Method]":
-    """Build what was asked for; the bundle is opened only when a network is among it."""
-    from m2s.evaluate.methods import NETWORK_METHODS, classical_method
-    from m2s.evaluate.networks import network_methods
+@evaluate.command()
+@click.option("--atlas", type=FOLDER, required=True, help="Folder of the CAP MESA shape atlas.")
+@click.option("--draws", type=click.IntRange(1), default=1, show_default=True, help="Stacks a heart and damage.")
+@click.option("--limit", type=click.IntRange(1), default=64, show_default=True, help="Hearts that are scored.")
+@click.option("--fit", is_flag=True, help="Propose limits, fitted on selection hearts, and score with them too.")
+@click.option("--fit-limit", type=click.IntRange(1), default=32, show_default=True, help="Selection hearts for --fit.")
+@_shared
+def flags(atlas: Path, draws: int, limit: int, fit: bool, fit_limit: int, **options: Unpack[Options]) -> None:  # noqa: FBT001 - click passes it by name
+    """Spoilt stacks: how many bad reconstructions are flagged, and how many good ones."""
+    import json
 
-    names = names or ("ours",)
-    networks = network_methods([n for n in names if n in NETWORK_METHODS], _model(options))
-    # First the one whose run the other networks share: its time is then that of the whole method.
-    ordered = sorted(names, key=lambda name: name != "ours")
-    return {n: networks[n] if n in networks else classical_method(n) for n in ordered}
+    from m2s.evaluate import flags as rows
+    from m2s.evaluate.degrade import SPOILERS
+    from m2s.evaluate.hearts import Cohort
+    from m2s.evaluate.scores import check_usable
+    from m2s.evaluate.work import spaced
+
+    _only_ours(options)
+    cohorts = {Cohort(atlas, "selection"): fit_limit} if fit else {}
+    cohorts[Cohort(atlas, "validation")] = limit
+    stacks = [
+        rows.SpoiltStack(cohort, row, spoiler, draw, options["seed"])
+        for cohort, count in cohorts.items()
+        for row in spaced(cohort.rows, count)
+        for spoiler in SPOILERS
+        for draw in range(draws)
+    ]
+    found = _collect(stacks, options)
+    check_usable(found)
+    limits = next(json.loads(str(row["limits"])) for row in found if row.get("limits"))
+    scored = [row for row in found if row.get("cohort") == "validation"]
+    click.echo(rows.table(scored, limits))
+    if fit:
+        fitted = [row for row in found if row.get("cohort") == "selection"]
+        proposed = rows.fit_limits(fitted, limits)
+        click.echo(f"\nflag_limits fitted on {len(fitted)} stacks of selection hearts: {json.dumps(proposed)}\n")
+        click.echo(rows.table(scored, proposed))
 
 
-def _model(options: Options) -> "ModelOptions":
-    return {
-        "model": options["model"],
-        "engine": options["engine"],
-        "device": options["device"],
-        "threads": options["threads"],
-        "steps": options["steps"],
-        "seed": options["seed"],
-    }
+def _check_law(law: str) -> None:
+    """Refuse a law that nobody knows before anything is opened."""
+    import numpy as np
+
+    from m2s.evaluate.laws import motion_law
+    from m2s_runtime.grid import MASK_GRID
+
+    motion_law(law, np.ones(MASK_GRID, np.bool_))
+
+
+def _only_ours(options: Options) -> None:
+    if set(options["names"]) - {"ours"}:
+        raise UsageProblem("this evaluation is of the whole method: leave --method away")
+
+
+def _setup(options: Options) -> "Setup":
+    from m2s.evaluate.networks import ModelOptions
+    from m2s.evaluate.work import Setup
+
+    model = ModelOptions(
+        model=options["model"],
+        engine=options["engine"],
+        device=options["device"],
+        threads=options["threads"],
+        steps=options["steps"],
+        seed=options["seed"],
+        samples=options["samples"],
+        refine=options["refine"],
+    )
+    return Setup(tuple(dict.fromkeys(options["names"])) or ("ours",), model)
 
 
 def _report(
-    produced: "Iterable[Row]",
-    total: int,
+    items: "Sequence[Item]",
+    options: Options,
     groups: "Callable[[list[Row]], dict[str, list[Row]]]",
-    out: Path | None,
     summary: "Callable[[list[Row]], str] | None" = None,
 ) -> None:
-    from rich.console import Console
-    from rich.progress import track
+    from m2s.evaluate.scores import check_usable, markdown
 
-    from m2s.evaluate.scores import markdown, write_csv
-
-    rows = list(track(produced, "evaluating", total=total, console=Console(stderr=True)))
-    if out is not None:
-        write_csv(out, rows)
+    rows = _collect(items, options)
     click.echo(markdown(groups(rows)))
     if summary is not None:
         click.echo(summary(rows))
+    check_usable(rows)
+
+
+def _collect(items: "Sequence[Item]", options: Options) -> "list[Row]":
+    """Rows of all items, in the order of the items whatever the processes did."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from m2s.evaluate.rows import ITEM, RowFile
+    from m2s.evaluate.work import evaluate as work
+
+    done = work(items, _setup(options), RowFile(options["out"]), options["jobs"])
+    found = list(track(done, "evaluating", total=len(items), console=Console(stderr=True)))
+    place = {item.name: index for index, item in enumerate(items)}
+    return [row for rows in sorted(found, key=lambda rows: place[str(rows[0][ITEM])]) for row in rows]

@@ -19,10 +19,10 @@ from m2s_export.graphs import Graph
 from m2s_runtime.ddim import alpha_bars
 from m2s_runtime.grid import CENTRE, GRID, IN_PLANE, PLANES, SLICES, UPSAMPLING
 from m2s_runtime.manifest import Manifest, Training
-from m2s_runtime.placement import TRAINED_STEPS_MM
 
 CELL = (4, 4, 4)
 CLAMP_MM, CLIP_MM = 10.0, 12.0
+STEPS_MM = (5.0, 14.0)
 LATENT = (64, GRID[0] // 4, GRID[1] // 4, GRID[2] // 4)
 PRESET = Preset("toy", PRESETS["tiny"].mcsr, PRESETS["tiny"].vqvae, PRESETS["tiny"].denoiser)
 
@@ -80,7 +80,7 @@ def toy_graphs() -> dict[str, Graph]:
 
 def toy_plan(*, surface_cases: int = 1) -> Plan:
     training = Training("nothing: these graphs are plain arithmetic", "Apache-2.0", {})
-    return Plan("toy", training, "Apache-2.0", TRAINED_STEPS_MM, surface_cases=surface_cases)
+    return Plan("toy", training, "Apache-2.0", STEPS_MM, surface_cases=surface_cases)
 
 
 def toy_draft(plan: Plan) -> Manifest:

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -50,6 +50,10 @@ class Plan:
     half: bool = True
     notes: str = ""
     surface_cases: int = _SURFACE_CASES
+    temperature: float = 1.0
+    steps: int = ddim.DEFAULT_STEPS
+    spread_scale: float = 1.0
+    flag_limits: dict[str, float] = field(default_factory=dict[str, float])
 
 
 def draft_manifest(
@@ -76,12 +80,16 @@ def draft_manifest(
         scale_factor=scale_factor,
         requantise=False,
         schedule=Schedule("linear", ddim.BETA_START, ddim.BETA_END, ddim.TRAIN_STEPS, "eps"),
-        steps=ddim.DEFAULT_STEPS,
+        steps=plan.steps,
         timestep_spacing="linspace",
         precision="float32",
         stored_weights="float16" if plan.half else "float32",
         parity=_NOT_YET,
         training=plan.training,
+        temperature=plan.temperature,
+        sample_steps=ddim.DEFAULT_STEPS,
+        spread_scale=plan.spread_scale,
+        flag_limits=plan.flag_limits,
     )
 
 

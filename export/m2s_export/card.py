@@ -19,7 +19,7 @@ def model_card(manifest: Manifest, notes: str = "") -> str:
         ("Slice step", f"{low:g} to {high:g} mm"),
         ("Slices are given as", _slices(manifest)),
         ("Latent", f"{'x'.join(map(str, manifest.latent_shape))}, scale factor {manifest.scale_factor:.6g}"),
-        ("Sampling", f"DDIM, {manifest.steps} steps, {manifest.timestep_spacing} spacing"),
+        ("Sampling", f"DDIM, {manifest.steps} steps, {manifest.timestep_spacing} spacing, {_noise(manifest)}"),
         ("Arithmetic", f"{manifest.precision}, weights stored as {manifest.stored_weights}"),
     ]
     stages = [f"| {n} | {s.steps} | {s.seed} | {s.seconds / 3600:.2f} |" for n, s in training.stages.items()]
@@ -48,6 +48,12 @@ def _slices(manifest: Manifest) -> str:
     if manifest.slices == "mask":
         return "binary masks"
     return f"signed in-plane distances, clipped at {manifest.clip_mm:g} mm"
+
+
+def _noise(manifest: Manifest) -> str:
+    several = manifest.sample_steps or manifest.steps
+    spread = f"{several} steps for several samples, whose spread counts {manifest.spread_scale:.3g} times"
+    return f"from noise times {manifest.temperature:g}; {spread}"
 
 
 def _share(share: float | None) -> str:

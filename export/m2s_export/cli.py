@@ -2,12 +2,13 @@
 
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
-from m2s_runtime.errors import EngineError, Stop
+from m2s_runtime.errors import EngineError, Stop, UsageProblem
 
 _INTERRUPTED: Final = 130
 
@@ -33,9 +34,28 @@ _INTERRUPTED: Final = 130
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Markdown to append to the model card: accuracy, limits.",
 )
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="Factor on the noise that a single sample starts from.",
+)
+@click.option(
+    "--steps", type=click.IntRange(1, 1000), default=10, show_default=True, help="DDIM steps of a single sample."
+)
+@click.option(
+    "--spread-scale",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Calibration of the spread, as m2s-eval spread finds it.",
+)
+@click.option("--flag-limit", multiple=True, metavar="NAME=VALUE", help="Limit of a flag; may be repeated.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle already at --out.")
-def export(source: Path, out: Path, store: str, data: str | None, data_licence: str | None,
-           licence: str | None, notes: Path | None, *, overwrite: bool) -> None:  # fmt: skip
+def export(source: Path, out: Path, store: str, data: str | None, data_licence: str | None, licence: str | None,
+           notes: Path | None, temperature: float, steps: int, spread_scale: float, flag_limit: tuple[str, ...],
+           *, overwrite: bool) -> None:  # fmt: skip
     """Turn the training run in the folder SOURCE into a model bundle.
 
     Every graph is compared with PyTorch first; a bundle that deviates is not published.
@@ -44,13 +64,32 @@ def export(source: Path, out: Path, store: str, data: str | None, data_licence: 
     logging.getLogger("m2s_export").setLevel(logging.INFO)
     text = notes.read_text(encoding="utf-8") if notes else ""
     half = store == "float16"
+    sampling = {
+        "temperature": temperature,
+        "steps": steps,
+        "spread_scale": spread_scale,
+        "flag_limits": _limits(flag_limit),
+    }
     export_run(source, out, half=half, data=data, data_licence=data_licence, licence=licence, notes=text,
-               overwrite=overwrite)  # fmt: skip
+               sampling=sampling, overwrite=overwrite)  # fmt: skip
+
+
+def _limits(told: tuple[str, ...]) -> dict[str, float]:
+    from m2s_runtime.flags import LIMITS, unknown
+
+    try:
+        limits = {name: float(value) for name, _, value in (limit.partition("=") for limit in told)}
+    except ValueError as error:
+        raise UsageProblem(f"--flag-limit takes NAME=VALUE, e.g. few_slices=5 ({error})") from error
+    if strange := unknown(limits):
+        raise UsageProblem(f"--flag-limit {strange[0]}: not one of {', '.join(LIMITS)}")
+    return limits
 
 
 def export_run(source: Path, out: Path, *, half: bool = True, data: str | None = None, data_licence: str | None = None,
-               licence: str | None = None, notes: str = "", overwrite: bool = False) -> None:  # fmt: skip
-    """See `export`.
+               licence: str | None = None, notes: str = "", sampling: Mapping[str, Any] | None = None,
+               overwrite: bool = False) -> None:  # fmt: skip
+    """See `export`; `sampling` are the fields of `Plan` that tell the runtime how to sample and what to flag.
 
     Raises:
         Stop: of the kinds that `read_training_run` and `publish` raise, or an extra that is not installed.
@@ -64,7 +103,8 @@ def export_run(source: Path, out: Path, *, half: bool = True, data: str | None =
         ) from error
     run = read_training_run(source)
     training = run.training(data, data_licence)
-    plan = Plan(out.name, training, licence or run.licence, run.step_range_mm, half=half, notes=notes)
+    plan = Plan(out.name, training, licence or run.licence, run.step_range_mm, half=half, notes=notes,
+                **(sampling or {}))  # fmt: skip
     bundle = publish_run(run, out, plan, overwrite=overwrite)
     size = sum(entry.size for entry in bundle.manifest.files.values()) / 1e6
     parity = bundle.manifest.parity

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from m2s.nets.denoiser import Denoiser
-from m2s.nets.mcsr import ImageMotionNet, McsrNet
+from m2s.nets.mcsr import McsrNet
+from m2s.nets.motion import ImageMotionNet
 from m2s.nets.presets import Preset
 from m2s.nets.vqvae import VqVae
 from m2s_runtime.grid import GRID, IN_PLANE, SLICES

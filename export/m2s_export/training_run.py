@@ -22,6 +22,7 @@ from m2s_runtime.manifest import NotedStage, Stage, Training
 STAGES: Final = ("mcsr", "vqvae", "diffusion")
 CHECKPOINT: Final = "best.safetensors"
 NOT_STATED: Final = "not stated"
+_CODEBOOKS: Final = {"ema": "moving averages", "gradient": "gradient (Eq. 1)"}
 N = TypeVar("N", bound=nn.Module)
 
 
@@ -34,10 +35,15 @@ class TrainingRun:
 
     def training(self, data: str | None = None, data_licence: str | None = None) -> Training:
         """For the manifest: steps, seed and seconds of each stage, and the data, as told or as the checkpoints say."""
-        told = self.metadata["diffusion"]
         stages = {name: _stage(m) for name, m in self.metadata.items()}
-        unknown = "not recorded"
-        return Training(data or told.get("data", unknown), data_licence or told.get("data_licence", unknown), stages)
+        return Training(data or self._told("data"), data_licence or self._told("data_licence"), stages)
+
+    def _told(self, fact: str) -> str:
+        """What the checkpoints say, once where they agree, by stage where they do not."""
+        told = {stage: m.get(fact, "not recorded") for stage, m in self.metadata.items()}
+        if len(set(told.values())) == 1:
+            return told["diffusion"]
+        return "; ".join(f"{stage}: {said}" for stage, said in told.items())
 
     @property
     def licence(self) -> str:
@@ -79,10 +85,18 @@ def read_training_run(folder: Path) -> TrainingRun:
 def _stage(metadata: Metadata) -> Stage | NotedStage:
     steps, seed = int(metadata.get("step", "0")), int(metadata.get("seed", "0"))
     seconds = float(metadata.get("seconds", "0"))
-    if not {"track_steps", "polish"} & set(metadata):
-        return Stage(steps, seed, seconds)
-    note = f"centroid track alone: {metadata.get('track_steps', '0')} + {metadata.get('polish', '0')} steps"
-    return NotedStage(steps, seed, seconds, note)
+    note = "; ".join(_notes(metadata))
+    return NotedStage(steps, seed, seconds, note) if note else Stage(steps, seed, seconds)
+
+
+def _notes(metadata: Metadata) -> list[str]:
+    """What there is to say of a stage beside its numbers."""
+    notes = [metadata["note"]] if "note" in metadata else []
+    if "codebook" in metadata:
+        notes.append(f"codebook by {_CODEBOOKS.get(metadata['codebook'], metadata['codebook'])}")
+    if "hardware" in metadata:
+        notes.append(f"on {metadata['hardware']}, PyTorch {metadata.get('torch', 'of unknown version')}")
+    return notes
 
 
 def _step_range(told: str) -> tuple[float, float]:

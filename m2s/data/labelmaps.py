@@ -32,6 +32,8 @@ POOL: Final = 1
 WALL: Final = 2
 LABELS: Final = (0, POOL, WALL, 3, 4)
 
+_KINDS: Final = ("HR", "LR")
+
 SUBJECTS: Final = 1331
 PART_SIZES: Final = {"training": 1024, "selection": 72, "validation": 235}
 SPLIT_SEED: Final = 1331
@@ -94,12 +96,39 @@ class LabelMaps:
     def cases(self, name: Part) -> tuple[tuple[int, Phase], ...]:
         """Subject and phase of every high-resolution map of one part."""
         phases: tuple[Phase, ...] = ("ED", "ES")
-        return tuple((s, p) for s in self.part(name) for p in phases if self._path(s, "HR", p).is_file())
+        return tuple((s, p) for s in self.part(name) for p in phases if self._path(s, p, "HR").is_file())
+
+    def pairs(self, name: Part) -> tuple[tuple[int, Phase], ...]:
+        """Subject and phase of every pair of an acquired stack and a high-resolution map of one part.
+
+        Raises:
+            NoInputs: there is none, or a file has no partner.
+        """
+        phases: tuple[Phase, ...] = ("ED", "ES")
+        cases: list[tuple[int, Phase]] = [(subject, phase) for subject in split()[name] for phase in phases]
+        found = [[kind for kind in _KINDS if self._path(*case, kind).is_file()] for case in cases]
+        for (subject, phase), kinds in zip(cases, found, strict=True):
+            if len(kinds) == 1:
+                missing = next(k for k in _KINDS if k not in kinds)
+                raise NoInputs(
+                    f"{self._path(subject, phase, missing)}: missing; add it, or remove {kinds[0]}_{phase}.nii.gz"
+                )
+        whole = tuple(case for case, kinds in zip(cases, found, strict=True) if kinds)
+        if not whole:
+            raise NoInputs(
+                f"{self._folder}: no pair <id>/LR_ED.nii.gz and <id>/HR_ED.nii.gz in the {name} part of the split;"
+                f" its numbers are {', '.join(map(str, split()[name][:3]))} … (m2s/data/{SPLIT_FILE.name})"
+            )
+        return whole
+
+    def file(self, subject: int, phase: Phase) -> Path:
+        """Where the high-resolution map of one subject is, or would be."""
+        return self._path(subject, phase, "HR")
 
     def high(self, subject: int, phase: Phase) -> LabelMap:
         """The high-resolution map of one subject; errors as `read_label_map`."""
-        path = self._path(subject, "HR", phase)
-        return read_label_map(path, identity=f"labelmap-{subject}-{phase}")
+        path = self.file(subject, phase)
+        return read_label_map(path, identity=case_name(subject, phase))
 
     def low(self, subject: int, phase: Phase) -> Canonical:
         """The acquired short-axis stack of one subject, canonicalised as the runtime does.
@@ -107,15 +136,20 @@ class LabelMaps:
         Raises:
             CaseError: the file cannot be read, holds no such labels, or no wall that fits.
         """
-        path = self._path(subject, "LR", phase)
+        path = self._path(subject, phase, "LR")
         labels, affine = _read(path)
         try:
             return canonicalise(labels == WALL, affine)
         except CaseError as error:
             raise type(error)(f"{path}: {error}") from None
 
-    def _path(self, subject: int, kind: str, phase: Phase) -> Path:
+    def _path(self, subject: int, phase: Phase, kind: str) -> Path:
         return self._folder / str(subject) / f"{kind}_{phase}.nii.gz"
+
+
+def case_name(subject: int, phase: Phase) -> str:
+    """`LabelMap.id` of a high-resolution map of the data set."""
+    return f"labelmap-{subject}-{phase}"
 
 
 def read_label_map(path: Path, *, identity: str | None = None) -> LabelMap:

@@ -58,6 +58,8 @@ class Mixture:
     Attributes:
         share: part of the stacks that follow `law`; the others follow N(0, s), s uniform in `sd_mm`.
         outlier: part of those others' slices that move `outlier_mm` in a random direction instead.
+        block: part of the stacks in which runs of slices have moved together besides, by up to `block_mm`: the patient
+            lay differently after a pause.
     """
 
     law: MotionLaw = field(default=PAPER)
@@ -65,16 +67,33 @@ class Mixture:
     sd_mm: tuple[float, float] = (0.5, 4.0)
     outlier: float = 0.03
     outlier_mm: tuple[float, float] = (5.0, 10.0)
+    block: float = 0.0
+    block_mm: float = 25.0
 
     def draw(self, rng: np.random.Generator, slices: int) -> Shifts:
         """(slices, 2) mm."""
+        shifts = self._alone(rng, slices)
+        if self.block and rng.uniform() < self.block:
+            # Runs of six slices on average, every other one in place.
+            run = np.cumsum(rng.uniform(size=slices) < 1 / 6)
+            offsets = _directions(rng, rng.uniform(0, self.block_mm, run[-1] + 1)) * rng.choice(
+                (0.0, 1.0), (run[-1] + 1, 1)
+            )
+            shifts = shifts + offsets[run]
+        return shifts
+
+    def _alone(self, rng: np.random.Generator, slices: int) -> Shifts:
         if rng.uniform() < self.share:
             return self.law.draw(rng, slices)
         shifts = Normal(rng.uniform(*self.sd_mm)).draw(rng, slices)
         far = rng.uniform(size=slices) < self.outlier
-        angle = rng.uniform(0, 2 * np.pi, slices)
-        size = rng.uniform(*self.outlier_mm, slices)
-        return np.where(far[:, None], size[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1), shifts)
+        return np.where(far[:, None], _directions(rng, rng.uniform(*self.outlier_mm, slices)), shifts)
+
+
+def _directions(rng: np.random.Generator, size: npt.NDArray[np.float64]) -> Shifts:
+    """Vectors (N, 2) of the given lengths in random directions."""
+    angle = rng.uniform(0, 2 * np.pi, len(size))
+    return size[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m2s.data.atlas import SELECTION_ROWS, TRAINING, TRAINING_ROWS, VALIDATION, AtlasCohort, Phase
+from m2s.data.fit_file import prepared_cases, prepared_heart
 from m2s.data.heart import Heart, keyed_rng
 from m2s.data.labelmaps import LabelMaps
 from m2s.data.phantom import phantom
@@ -43,6 +44,8 @@ class StoreSpec:
         distances: also keep the signed distance grids (2 MiB a heart).
         varied_steps: cut part of the hearts at slice steps from 5 to 14 mm; atlas only, not with `distances`.
         label_maps: folder of the paper's data set instead of an atlas. With neither the hearts are phantoms.
+        healthy: share of the training hearts that vary no further than the validation cohort; atlas only.
+        prepared: folder of `m2s-train prepare`: the surfaces of the label maps are its fitted templates.
     """
 
     atlas: str | None
@@ -52,13 +55,17 @@ class StoreSpec:
     distances: bool = False
     varied_steps: bool = False
     label_maps: str | None = None
+    healthy: float = 0.0
+    prepared: str | None = None
 
     @property
     def origin(self) -> dict[str, str]:
         """What the hearts come from and its licence, for manifests and model cards."""
         if self.label_maps is not None:
+            surface = "marching cubes" if self.prepared is None else "registered templates"
             return {
-                "data": "Cardiac super-resolution label maps (doi 10.17632/pw87p286yx.1), training part of the split",
+                "data": "Cardiac super-resolution label maps (doi 10.17632/pw87p286yx.1), training part of the split,"
+                f" surfaces by {surface}",
                 "data_licence": "see the data set's page",
             }
         if self.atlas is None:
@@ -72,15 +79,18 @@ class StoreSpec:
         """Heart `index`, a pure function of the spec."""
         if self.label_maps is not None:
             maps = LabelMaps(self.label_maps)
-            return maps.high(*maps.cases(self.split)[index]).heart()
+            if self.prepared is None:
+                return maps.high(*maps.cases(self.split)[index]).heart()
+            cases = prepared_cases(self.prepared, self.label_maps, self.split)
+            return prepared_heart(self.prepared, maps.high(*cases[index]))
         if self.atlas is None:
             return phantom(self.seed * 100_003 + index)
-        training = self.split == "training"
-        rows = TRAINING_ROWS if training else SELECTION_ROWS
-        cohort = AtlasCohort(self.atlas, rows, self.seed, augment=TRAINING if training else VALIDATION)
+        rows = TRAINING_ROWS if self.split == "training" else SELECTION_ROWS
         rng = keyed_rng("store", self.seed, index)
         row = rows[int(rng.integers(len(rows)))]
         phase: Phase = "ED" if rng.uniform() < 0.5 else "ES"
+        narrow = self.split == "selection" or (self.healthy > 0 and rng.uniform() < self.healthy)
+        cohort = AtlasCohort(self.atlas, rows, self.seed, augment=VALIDATION if narrow else TRAINING)
         plane_mm = SPACING[2]
         if self.varied_steps and rng.uniform() < _VARIED_STEP:
             least, most = (step / UPSAMPLING for step in STEP_RANGE_MM)
@@ -92,11 +102,15 @@ class HeartStore:
     """Read access to a finished store."""
 
     def __init__(self, folder: Path, spec: StoreSpec) -> None:
-        self.spec = spec
+        self.folder, self.spec = folder, spec
         shards = range((spec.hearts + SHARD - 1) // SHARD)
         self._masks = [np.load(_masks_file(folder, k), mmap_mode="r") for k in shards]
         self._sdgs = [np.load(_distances_file(folder, k), mmap_mode="r") for k in shards] if spec.distances else []
         self._ids: list[str] = [name for k in shards for name in json.loads(_ids_file(folder, k).read_text())]
+
+    def __reduce__(self) -> tuple[type["HeartStore"], tuple[Path, StoreSpec]]:
+        """Another process opens the files again instead of being sent their contents."""
+        return HeartStore, (self.folder, self.spec)
 
     def __len__(self) -> int:
         return self.spec.hearts
@@ -157,7 +171,8 @@ def _claim(folder: Path, spec: StoreSpec) -> None:
         spec.heart(0)  # refuses a source that cannot be used before the folder is claimed for it
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(marker, text.encode())
-    elif json.loads(marker.read_text()) != json.loads(text):
+    # What a store of an earlier version does not mention has its default.
+    elif asdict(StoreSpec(None)) | json.loads(marker.read_text()) != json.loads(text):
         raise UsageProblem(f"{folder} holds hearts made with other options: remove it or choose another folder")
 
 

@@ -4,9 +4,11 @@ Patients move between slices, so a cross-section of the reconstruction is compar
 integer in-plane translation of it (1 mm pixels).
 """
 
+import csv
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -14,14 +16,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from m2s.evaluate.methods import Method, Prediction
-from m2s.evaluate.scores import Row, soundness
+from m2s.evaluate.methods import Method, Network, Prediction
+from m2s.evaluate.scores import Row, markdown, soundness
+from m2s.evaluate.work import EVERY_METHOD, spaced
 from m2s.metrics import best_inplane_shift_dice
-from m2s_runtime.errors import CaseError, NoInputs
+from m2s_runtime.errors import CaseError, NoInputs, UsageProblem
 from m2s_runtime.grid import IN_PLANE
 from m2s_runtime.labels import wall_mask
-from m2s_runtime.placement import Placement, canonicalise
-from m2s_runtime.slices import wall_slices
+from m2s_runtime.placement import Canonical, Placement, canonicalise, slice_axis
+from m2s_runtime.slices import pool_features, wall_slices
 from m2s_runtime.surface import signed_volume
 from m2s_runtime.volume import read_study
 
@@ -34,6 +37,8 @@ SHIFT_RADIUS: Final = 20
 WITHHOLD_UP_TO_MM: Final = 5.5
 """Stacks this fine keep a step of 10 mm or so when every second slice is held back."""
 
+LEFT_OUT: Final = 3
+"""Slices left out of a stack one at a time; each costs a reconstruction."""
 
 RING_SLICES: Final = 4
 """Closed rings from which on a stack must give a sound surface."""
@@ -67,7 +72,7 @@ def read_stack(path: Path, scheme: str) -> WallStack:
         CaseError: the file or its labels cannot be used.
     """
     study = read_study(path)
-    wall, _ = wall_mask(study.labels[..., 0], scheme)
+    wall, _ = wall_mask(study.labels[..., 0], scheme, slice_axis(study.affine))
     return WallStack(wall, study.affine, study.sha256)
 
 
@@ -115,7 +120,7 @@ def recut(method: Method, stack: WallStack) -> Row:
     return {
         "slices": len(used),
         "step_mm": canonical.placement.step_mm,
-        "flags": " ".join(canonical.flags),
+        "flags": " ".join((*canonical.flags, *prediction.flags)),
         "ring_slices": int((canonical.pool[:, 2] > 0).sum()),
         "recut": float(np.mean([section_dice(prediction, stack, s, canonical.placement) for s in used])),
         "volume_ml": signed_volume(prediction.surface) / 1000,
@@ -147,53 +152,116 @@ def withheld(method: Method, stack: WallStack) -> float | None:
     return float(np.mean(found)) if found else None
 
 
-def evaluate_stack(path: Path, methods: dict[str, Method], scheme: str) -> Iterator[Row]:
-    """Rows of one file, one a method; a refused file gives a row with `error`."""
-    row: Row = {"subject": path.name.removesuffix(".gz").removesuffix(".nii")}
-    try:
-        stack = read_stack(path, scheme)
-    except CaseError as error:
-        yield row | {"method": "-", "error": f"{error.code}: {error}"}
-        return
-    for name, method in methods.items():
+def left_out(method: Method, stack: WallStack) -> float | None:
+    """Dice on slices left out one at a time: the stack then has a gap, and all its other slices.
+
+    The runtime fills a gap before the networks see the stack; other methods are shown the gap.
+
+    Returns:
+        Mean over up to `LEFT_OUT` slices with wall on both sides, spread over the stack; None where there is none.
+    """
+    shown = wall_slices(stack.wall)
+    inner = [s for s in range(1, len(shown) - 1) if shown[s - 1 : s + 2].all()]
+    found: list[float] = []
+    for index in spaced(inner, LEFT_OUT):
+        wall = stack.wall.copy()
+        wall[:, :, index] = False
+        canonical = canonicalise(wall, stack.affine)
+        if index not in canonical.placement.slices:  # thinned out anyway
+            continue
+        shown_stack = canonical if isinstance(method, Network) else _hollow(canonical, index)
+        prediction = method(shown_stack, stack.key)
+        found.append(section_dice(prediction, stack, index, canonical.placement))
+    return float(np.mean(found)) if found else None
+
+
+def _hollow(canonical: Canonical, source: int) -> Canonical:
+    """The stack without what was put into the place of a source slice."""
+    masks = canonical.masks.copy()
+    masks[:, :, canonical.placement.slices.index(source)] = False
+    return replace(canonical, masks=masks, pool=pool_features(masks))
+
+
+@dataclass(frozen=True)
+class StackFile:
+    """One file as a unit of work; `group` is the diagnosis, empty where it is not known."""
+
+    path: Path
+    scheme: str = "acdc"
+    group: str = ""
+
+    @property
+    def name(self) -> str:
+        """File name without its ending."""
+        return self.path.name.removesuffix(".gz").removesuffix(".nii")
+
+    def rows(self, methods: Mapping[str, Method]) -> Iterator[Row]:
+        """One row a method; a refused file gives a row with `error`."""
+        row: Row = {"subject": self.name, "group": self.group}
         try:
-            yield row | {"method": name} | _measure(method, stack)
+            stack = read_stack(self.path, self.scheme)
         except CaseError as error:
-            yield row | {"method": name, "error": f"{error.code}: {error}"}
+            yield row | {"method": EVERY_METHOD, "error": f"{error.code}: {error}"}
+            return
+        for name, method in methods.items():
+            try:
+                yield row | {"method": name} | _measure(method, stack)
+            except CaseError as error:
+                yield row | {"method": name, "error": f"{error.code}: {error}"}
 
 
 def _measure(method: Method, stack: WallStack) -> Row:
     row = recut(method, stack)
-    if stack.step_mm <= WITHHOLD_UP_TO_MM:
-        # Half the slices may be too few where all of them are enough: the other figures stand.
-        try:
-            row["withheld"] = withheld(method, stack)
-        except CaseError as error:
-            row |= {"withheld": None, "withheld_error": f"{error.code}: {error}"}
+    column, measure = ("withheld", withheld) if stack.step_mm <= WITHHOLD_UP_TO_MM else ("left_out", left_out)
+    # Half the slices may be too few where all of them are enough: the other figures stand.
+    try:
+        row[column] = measure(method, stack)
+    except CaseError as error:
+        row |= {column: None, "withheld_error": f"{error.code}: {error}"}
     return row
 
 
-def find_stacks(folder: Path) -> list[Path]:
-    """The NIfTI files of a folder, sorted.
+def find_stacks(folder: Path, scheme: str = "acdc") -> list[StackFile]:
+    """The NIfTI files of a folder, sorted; a `cases.csv` beside them may give each `file` its `group`.
 
     Raises:
         NoInputs: there are none.
+        UsageProblem: `cases.csv` cannot be read.
     """
     paths = sorted(p for p in folder.glob("*.nii*") if p.is_file())
     if not paths:
         raise NoInputs(f"{folder}: no .nii or .nii.gz file; give the folder that holds the stacks")
-    return paths
+    diagnoses = _diagnoses(folder / "cases.csv")
+    return [StackFile(path, scheme, diagnoses.get(path.name, "")) for path in paths]
+
+
+def _diagnoses(table: Path) -> dict[str, str]:
+    if not table.is_file():
+        return {}
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            return {str(row.get("file")): str(row.get("group") or "") for row in csv.DictReader(file)}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageProblem(f"{table}: cannot be read ({error}); columns `file` and `group` are looked for") from error
 
 
 def groups(rows: list[Row]) -> dict[str, list[Row]]:
     """Lines of the table, one a method; files that could not be read count against each."""
-    unread = [row for row in rows if row["method"] == "-"]
-    names = dict.fromkeys(str(row["method"]) for row in rows if row["method"] != "-")
+    unread = [row for row in rows if row["method"] == EVERY_METHOD]
+    names = dict.fromkeys(str(row["method"]) for row in rows if row["method"] != EVERY_METHOD)
     return {name: [row for row in rows if row["method"] == name] + unread for name in names}
 
 
+def _flagged(rows: list[Row]) -> str:
+    """How many stacks carry a flag, and which."""
+    flags = [str(row.get("flags") or "").split() for row in rows]
+    counts = Counter(flag for found in flags for flag in found)
+    which = ", ".join(f"{flag} {count}" for flag, count in counts.most_common())
+    return f"{sum(map(bool, flags))} of {len(rows)} stacks flagged" + (f" ({which})" if which else "")
+
+
 def summary(rows: list[Row]) -> str:
-    """Medians, and the topology of the stacks that must come out sound: those with enough closed rings."""
+    """Medians, the topology of the stacks that must come out sound (enough closed rings), and a table by diagnosis."""
     lines = [""]
     for name, mine in groups(rows).items():
         done = [row for row in mine if not row.get("error")]
@@ -203,4 +271,12 @@ def summary(rows: list[Row]) -> str:
             f"{name}: median re-cut Dice {100 * float(np.median(medians)) if medians else float('nan'):.2f} %; "
             f"{sound} of {len(ringed)} stacks with {RING_SLICES} closed rings or more: closed, one component, genus 0"
         )
+        lines.append(f"{name}: {_flagged(done)}")
+    by_group = {
+        f"{name}, {group}": [row for row in mine if row.get("group") == group]
+        for name, mine in groups(rows).items()
+        for group in sorted({str(row.get("group") or "") for row in mine} - {""})
+    }
+    if by_group:
+        lines += ["", markdown(by_group, ("withheld", "left_out", "recut", "sound"))]
     return "\n".join(lines)

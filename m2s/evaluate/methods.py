@@ -23,8 +23,9 @@ FloatArray = npt.NDArray[np.float32]
 GRID_TO_MM: Final = np.diag([*SPACING, 1.0])
 """Grid voxel index to mm of the grid's own frame, in which simulations are scored."""
 
-NETWORK_METHODS: Final = ("ours", "mcsr", "decode-zc")
-"""`ours` is the whole method, `mcsr` its super-resolved mask alone, `decode-zc` the decoded condition, no diffusion."""
+NETWORK_METHODS: Final = ("ours", "mcsr", "decode-zc", "unconditioned")
+"""`ours` is the whole method, `mcsr` its super-resolved mask alone, `decode-zc` the decoded condition, no diffusion,
+`unconditioned` the diffusion without its condition."""
 
 METHODS: Final = (*NETWORK_METHODS, "nni", "shape-based", "shape-based-line", "shape-based-uncorrected")
 """`shape-based` puts centroids on one point, `-line` on a straight line, `-uncorrected` leaves the slices alone."""
@@ -44,6 +45,8 @@ class Prediction:
     """Whether `level` only knows inside and outside, so that blending two planes means nothing."""
     remembered: bool = False
     """Whether another method had paid for the run already, so that the time this one took means nothing."""
+    flags: tuple[str, ...] = ()
+    """What the method itself has to say about the result."""
 
     @property
     def mask(self) -> BoolArray:
@@ -165,11 +168,12 @@ class Network:
         """Reconstruct, and bring the result back into the grid's own frame, where nothing is placed in a scanner."""
         result = self.reconstructor.reconstruct(canonical, noise_key)
         again = self.shared is not None and self.shared.repeated
+        told = tuple(getattr(result, "flags", ()))  # those of the whole method; what was decoded otherwise has none
         if self.name == "mcsr":
             level = (0.5 - result.probability).astype(np.float32)
             return Prediction(level, mask_surface(level <= 0), result.shifts, binary=False, remembered=again)
         surface = extract_surface(result.sdg, GRID_TO_MM)
-        return Prediction(result.sdg, surface, result.shifts, binary=False, remembered=again)
+        return Prediction(result.sdg, surface, result.shifts, binary=False, remembered=again, flags=told)
 
 
 CLASSICAL: Final[Mapping[str, Mapping[str, Any]]] = {

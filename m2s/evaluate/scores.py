@@ -1,21 +1,20 @@
 """Score one prediction against one truth, and tables of many."""
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from m2s.evaluate.methods import Prediction
+from m2s.curvature import mean_absolute_curvature
+from m2s.data.sdg import signed_distance_grid
+from m2s.evaluate.methods import GRID_TO_MM, Prediction
 from m2s.metrics import SampledSurface, cd_floor, cd_paper, dice, shift_error, surface_distance
-from m2s_runtime.atomic import write_text
+from m2s_runtime.errors import Stop
+from m2s_runtime.grid import SPACING
 from m2s_runtime.slices import wall_slices
-from m2s_runtime.surface import Mesh, signed_volume, topology
-from m2s_runtime.text import csv_cell
+from m2s_runtime.surface import Mesh, extract_surface, signed_volume, topology
 
 Row = dict[str, str | int | float | bool | None]
 
@@ -26,10 +25,13 @@ COLUMNS: Final[Mapping[str, tuple[str, float, int]]] = {
     "cd_over_floor": ("cd over floor mm²", 1, 2),
     "assd": ("ASSD mm", 1, 3),
     "hd95": ("HD95 mm", 1, 2),
+    "roughness": ("roughness 1/m", 1000, 1),
+    "roughness_error": ("roughness error 1/m", 1000, 1),
     "volume_error": ("volume error %", 100, 1),
     "shift_raw": ("shift error mm", 1, 2),
     "shift_relative": ("less the common part mm", 1, 2),
     "withheld": ("withheld slices Dice %", 100, 2),
+    "left_out": ("left-out slices Dice %", 100, 2),
     "recut": ("re-cut Dice %", 100, 2),
     "volume_ratio": ("volume / slice sum", 1, 3),
     "sound": ("closed, one component, genus 0 %", 100, 1),
@@ -47,18 +49,29 @@ class Truth:
     surface: SampledSurface
     volume: float
     """mm³ that the surface encloses."""
+    roughness: float
+    """Mean absolute curvature, 1/mm, drawn by marching cubes of its distances as a prediction is: no mesh is favoured
+    for its triangles."""
 
     @classmethod
     def of(cls, mask: npt.NDArray[np.bool_], surface: Mesh) -> "Truth":
         """Prepare a truth from its mask and its surface in the grid's frame."""
-        return cls(mask, SampledSurface.of(surface, "truth"), signed_volume(surface))
+        drawn = extract_surface(signed_distance_grid(surface.vertices, surface.faces), GRID_TO_MM)
+        rough = mean_absolute_curvature(drawn)
+        return cls(mask, SampledSurface.of(surface, "truth"), signed_volume(surface), rough)
+
+    @property
+    def covered(self) -> float:
+        """Share of the volume that lies in the planes of `mask`."""
+        return float(np.count_nonzero(self.mask) * np.prod(SPACING) / self.volume)
 
 
 def score(prediction: Prediction, truth: Truth) -> Row:
-    """All figures of shape: Dice as a fraction, lengths in mm, Chamfer distance in mm² with its floor."""
+    """All figures of shape: Dice as a fraction, lengths in mm, curvature in 1/mm, Chamfer distance in mm²."""
     surface = SampledSurface.of(prediction.surface, "prediction")
     distance = surface_distance(surface, truth.surface)
     cd, floor = cd_paper(surface, truth.surface), cd_floor(truth.surface.area)
+    rough = mean_absolute_curvature(prediction.surface)
     return {
         "dice": dice(prediction.mask, truth.mask),
         "cd": cd,
@@ -66,6 +79,8 @@ def score(prediction: Prediction, truth: Truth) -> Row:
         "cd_floor": floor,
         "assd": distance.assd,
         "hd95": distance.hd95,
+        "roughness": rough,
+        "roughness_error": abs(rough - truth.roughness),
         "volume_error": signed_volume(prediction.surface) / truth.volume - 1,
         **soundness(prediction.surface),
     }
@@ -92,18 +107,22 @@ def score_shifts(
     return {"shift_raw": error.raw, "shift_relative": error.relative, "shift_common": error.common}
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows with the union of their columns, atomically; a file at `path` is replaced.
+class NoFigures(Stop):
+    """Not one stack gave a figure."""
+
+    exit_code = 8
+
+
+def check_usable(rows: Sequence[Row]) -> None:
+    """Refuse an evaluation that measured nothing.
 
     Raises:
-        OutputError: the folder cannot be written.
+        NoFigures: no row has a figure.
     """
-    fields = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(fields)
-    writer.writerows([csv_cell(row.get(name)) for name in fields] for row in rows)
-    write_text(path, text.getvalue())
+    if any(isinstance(row.get(c), int | float) for row in rows if not row.get("error") for c in COLUMNS):
+        return
+    errors = [str(row["error"]) for row in rows if row.get("error")]
+    raise NoFigures(f"not one stack gave a figure{': ' + errors[0] if errors else ''}; check inputs and options")
 
 
 def per_subject(rows: Sequence[Row], column: str) -> npt.NDArray[np.float64]:
@@ -116,14 +135,15 @@ def per_subject(rows: Sequence[Row], column: str) -> npt.NDArray[np.float64]:
     return np.array([np.mean(v) for v in values.values()], np.float64)
 
 
-def markdown(groups: Mapping[str, Sequence[Row]]) -> str:
+def markdown(groups: Mapping[str, Sequence[Row]], only: Collection[str] = tuple(COLUMNS)) -> str:
     """Table of mean ± sd over subjects, one line a group; columns that no row has are left out.
 
     Args:
         groups: heading of each line and its rows, of which those with an `error` count as failed.
+        only: names of the columns that are wanted.
     """
     rows = [row for group in groups.values() for row in group]
-    columns = [c for c in COLUMNS if any(isinstance(row.get(c), int | float) for row in rows)]
+    columns = [c for c in COLUMNS if c in only and any(isinstance(row.get(c), int | float) for row in rows)]
     lines = [
         "| | subjects | failed | " + " | ".join(COLUMNS[c][0] for c in columns) + " |",
         "|---" * (len(columns) + 3) + "|",

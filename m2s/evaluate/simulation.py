@@ -2,26 +2,18 @@
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from m2s.data.heart import Heart
-from m2s.data.simulate import PAPER, MotionLaw, draw_rng, simulate_stack
+from m2s.data.simulate import draw_rng, simulate_stack
+from m2s.evaluate.compare import paired_table, steps_table
+from m2s.evaluate.hearts import Cohort, subject
+from m2s.evaluate.laws import motion_law
 from m2s.evaluate.methods import Method, canonical_from_stack
 from m2s.evaluate.scores import Row, Truth, score, score_shifts
-from m2s_runtime.errors import CaseError, UsageProblem
-from m2s_runtime.grid import SPACING
-from m2s_runtime.surface import Mesh
-
-
-def heart_truth(heart: Heart) -> Truth:
-    """A heart of the cohort as the truth, in the grid's frame.
-
-    Raises:
-        UsageProblem: if its planes are not those of the grid, 2 mm apart.
-    """
-    if heart.plane_mm != SPACING[2]:
-        raise UsageProblem(f"{heart.id}: planes {heart.plane_mm} mm apart, and figures are counted on {SPACING[2]} mm")
-    return Truth.of(heart.mask, Mesh(heart.grid_vertices, heart.faces))
+from m2s_runtime.errors import CaseError
+from m2s_runtime.grid import NOMINAL_STEP, UPSAMPLING
 
 
 def noise_key(*parts: object) -> str:
@@ -29,54 +21,87 @@ def noise_key(*parts: object) -> str:
     return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
 
 
-def evaluate_heart(
-    heart: Heart, truth: Truth, methods: dict[str, Method], *, draws: int, seed: int = 0, law: MotionLaw = PAPER
+def score_stack(
+    heart: Heart, truth: Truth, methods: Mapping[str, Method], *, draw: int, seed: int = 0, law: str = "paper"
 ) -> Iterator[Row]:
-    """Score methods on the stacks of one heart; every method sees the same stacks.
+    """Score methods on one stack of a heart; every method sees the same stack.
 
     Args:
         heart: what was acquired.
         truth: the same, prepared.
         methods: by name.
-        draws: stacks to simulate.
+        draw: number of the stack.
         seed: of the motion.
-        law: of the motion.
+        law: of the motion, see `motion_law`.
 
     Yields:
-        One row a stack and method. A stack that a method refuses gives a row with `error`.
+        One row a method. A stack that a method refuses gives a row with `error`.
     """
-    for draw in range(draws):
-        stack = simulate_stack(heart.mask, draw_rng(heart.id, draw, seed), law)
-        canonical = canonical_from_stack(stack)
-        for name, method in methods.items():
-            row: Row = {"subject": heart.id, "draw": draw, "method": name}
-            started = time.perf_counter()
-            try:
-                prediction = method(canonical, noise_key(heart.id, draw, seed))
-            except CaseError as error:
-                yield row | {"error": f"{error.code}: {error}"}
-                continue
-            row["seconds"] = None if prediction.remembered else time.perf_counter() - started
-            yield row | score(prediction, truth) | score_shifts(prediction.shifts, stack.shifts, stack.slices)
+    stack = simulate_stack(heart.mask, draw_rng(heart.id, draw, seed), motion_law(law, heart.mask))
+    canonical = canonical_from_stack(stack, heart.plane_mm * UPSAMPLING)
+    for name, method in methods.items():
+        row: Row = {"subject": heart.id, "draw": draw, "method": name}
+        started = time.perf_counter()
+        try:
+            prediction = method(canonical, noise_key(heart.id, draw, seed))
+        except CaseError as error:
+            yield row | {"error": f"{error.code}: {error}"}
+            continue
+        row["seconds"] = None if prediction.remembered else time.perf_counter() - started
+        yield row | score(prediction, truth) | score_shifts(prediction.shifts, stack.shifts, stack.slices)
 
 
-def evaluate_cohort(
-    hearts: Iterable[Heart], methods: dict[str, Method], *, draws: int, seed: int = 0, law: MotionLaw = PAPER
-) -> Iterator[Row]:
-    """`evaluate_heart` for each heart; rows carry the `phase` where the name of the heart tells it."""
-    for heart in hearts:
-        phase = next((p for p in ("ED", "ES") if p in heart.id.split("-")), "")
-        for row in evaluate_heart(heart, heart_truth(heart), methods, draws=draws, seed=seed, law=law):
-            yield {**row, "phase": phase}
+@dataclass(frozen=True)
+class SimulatedStack:
+    """One stack of one heart of a cohort, as a unit of work."""
+
+    cohort: Cohort
+    row: int
+    draw: int
+    seed: int = 0
+    law: str = "paper"
+    step_mm: float = NOMINAL_STEP
+
+    @property
+    def name(self) -> str:
+        """What it is."""
+        return f"{self.cohort.name} {self.row}, {self.law}, {self.step_mm:g} mm, draw {self.draw}"
+
+    def rows(self, methods: Mapping[str, Method]) -> Iterator[Row]:
+        """Rows of `score_stack`; without figures where slices this close would have to be thinned out.
+
+        Raises:
+            NoInputs: the atlas is not there.
+        """
+        found = subject(self.cohort, self.row, self.step_mm)
+        facts: Row = {"law": self.law, "step_mm": self.step_mm}
+        if found is None:
+            yield from ({"subject": f"row {self.row}", "method": name, "thinned": True} | facts for name in methods)
+            return
+        facts |= {"phase": "ES" if self.row % 2 else "ED", "covered": found.truth.covered}
+        scored = score_stack(found.heart, found.truth, methods, draw=self.draw, seed=self.seed, law=self.law)
+        yield from (row | facts | {"subject": found.id} for row in scored)
 
 
 def groups(rows: list[Row]) -> dict[str, list[Row]]:
-    """Lines of the table: each method over all hearts, then by phase where there are two."""
+    """Lines of the table: each method over all hearts, then by phase; by slice step where there are several."""
+    rows = [row for row in rows if not row.get("thinned")]
+    steps = sorted({float(row["step_mm"] or 0) for row in rows if row.get("step_mm")})
     lines: dict[str, list[Row]] = {}
     for name in dict.fromkeys(str(row["method"]) for row in rows):
         mine = [row for row in rows if row["method"] == name]
+        if len(steps) > 1:
+            lines |= {f"{name}, {s:g} mm": [r for r in mine if r.get("step_mm") == s] for s in steps}
+            continue
         lines[name] = mine
         phases = sorted({str(row.get("phase") or "") for row in mine} - {""})
         if len(phases) > 1:
             lines |= {f"{name}, {phase}": [r for r in mine if r.get("phase") == phase] for phase in phases}
     return lines
+
+
+def summary(rows: list[Row]) -> str:
+    """What `ours` gains over the others, and what other slice steps cost."""
+    rows = [row for row in rows if not row.get("thinned")]
+    steps = {row.get("step_mm") for row in rows}
+    return steps_table(rows) if len(steps) > 1 else paired_table(rows)

@@ -4,8 +4,9 @@ The given stacks are planes 5k of the clean mask, where everything here takes th
 the truth is moved along z by that phase. Truth and input both have their pool centred, as in the cohort.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -14,8 +15,9 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from m2s.data.sdg import voxelise
-from m2s.data.simulate import PAPER, MotionLaw, draw_rng, simulate_stack
+from m2s.data.simulate import draw_rng, simulate_stack
 from m2s.evaluate.acdc import read_stack
+from m2s.evaluate.laws import motion_law
 from m2s.evaluate.methods import GRID_TO_MM, Method, Prediction, canonical_from_stack, from_mask
 from m2s.evaluate.scores import Row, Truth, score, score_shifts
 from m2s.evaluate.simulation import noise_key
@@ -31,6 +33,7 @@ Floats = npt.NDArray[np.float64]
 
 SUBJECT: Final = "1081"
 WALL: Final = "myo=2"
+PUBLISHED: Final = "published MCSR-ETE"
 SMOOTHING_MM: Final = 1.0
 """Of the signed distance before the true surface is drawn, or its voxel steps would count as error."""
 
@@ -102,46 +105,78 @@ def recentred_dice(prediction: Prediction, truth: Truth) -> float:
     return dice(moved.mask, truth.mask)
 
 
-def evaluate_subject(
-    folder: Path, methods: dict[str, Method], *, draws: int, seed: int = 0, law: MotionLaw = PAPER
-) -> Iterator[Row]:
-    """Rows for own simulations (`setting` "simulated") and for each given stack ("given 1", "given 2").
+@dataclass(frozen=True)
+class OwnSimulation:
+    """One stack simulated from the subject's mask, as a unit of work."""
 
-    Raises:
-        NoInputs: if a file of the subject is missing.
-        CaseError: if one cannot be read.
-    """
-    mask = _load(folder, "HR_flip_clean")
-    seated = seat(mask, UPSAMPLING // 2)
-    truth = Truth.of(seated.mask, seated.surface)
-    for draw in range(draws):
-        stack = simulate_stack(seated.mask, draw_rng(SUBJECT, draw, seed), law)
-        extra = {"setting": "simulated", "draw": draw}
-        for row, prediction in _score_all(methods, canonical_from_stack(stack), truth, f"simulated {draw} {seed}"):
+    folder: Path
+    draw: int
+    seed: int = 0
+    law: str = "paper"
+
+    @property
+    def name(self) -> str:
+        """What it is."""
+        return f"{SUBJECT}, {self.law}, draw {self.draw}"
+
+    def rows(self, methods: Mapping[str, Method]) -> Iterator[Row]:
+        """One row a method, `setting` "simulated".
+
+        Raises:
+            NoInputs: if the file of the subject is missing.
+            CaseError: if it cannot be read.
+        """
+        seated, truth = _truth(self.folder, UPSAMPLING // 2)
+        law = motion_law(self.law, seated.mask)
+        stack = simulate_stack(seated.mask, draw_rng(SUBJECT, self.draw, self.seed), law)
+        extra: Row = {"setting": "simulated", "draw": self.draw, "law": self.law}
+        key = f"simulated {self.draw} {self.seed}"
+        for row, prediction in _score_all(methods, canonical_from_stack(stack), truth, key):
             shifts = score_shifts(prediction.shifts, stack.shifts, stack.slices) if prediction else {}
             yield row | extra | shifts
-    for number in (1, 2):
-        yield from _given(folder, number, mask, methods)
 
 
-def _given(folder: Path, number: int, mask: BoolArray, methods: dict[str, Method]) -> Iterator[Row]:
-    seated = seat(mask, 0)
-    truth = Truth.of(seated.mask, seated.surface)
-    stack = read_stack(_file(folder, f"sim_motion_{number}"), WALL)
-    canonical = canonicalise(stack.wall, stack.affine)
-    true = _true_shifts(canonical.masks, seated.mask)
-    setting: Row = {"setting": f"given {number}", "draw": 0}
-    for row, prediction in _score_all(methods, canonical, truth, stack.key):
-        shifts = score_shifts(prediction.shifts, true, canonical.masks) if prediction else {}
-        # Where the whole stack lies is what canonicalising took away: only the relative error means anything.
-        yield row | setting | {k: v for k, v in shifts.items() if k == "shift_relative"}
-    published = smooth_surface(_load(folder, f"end2end_pred_motion_{number}"))
-    prediction = from_mask(enclosed(published, seated.offset), NOMINAL_STEP, None)
-    yield {"subject": SUBJECT, "method": "published MCSR-ETE", **_figures(prediction, truth), **setting}
+@dataclass(frozen=True)
+class GivenStack:
+    """One of the two stacks that came with the subject, as a unit of work."""
+
+    folder: Path
+    number: int
+
+    @property
+    def name(self) -> str:
+        """What it is."""
+        return f"{SUBJECT}, given {self.number}"
+
+    def rows(self, methods: Mapping[str, Method]) -> Iterator[Row]:
+        """One row a method, `setting` "given 1" or "given 2", and one for the published prediction.
+
+        Raises:
+            NoInputs: if a file of the subject is missing.
+            CaseError: if one cannot be read.
+        """
+        seated, truth = _truth(self.folder, 0)
+        stack = read_stack(_file(self.folder, f"sim_motion_{self.number}"), WALL)
+        canonical = canonicalise(stack.wall, stack.affine)
+        true = _true_shifts(canonical.masks, seated.mask)
+        setting: Row = {"setting": f"given {self.number}", "draw": 0}
+        for row, prediction in _score_all(methods, canonical, truth, stack.key):
+            shifts = score_shifts(prediction.shifts, true, canonical.masks) if prediction else {}
+            # Where the whole stack lies is what canonicalising took away: only the relative error means anything.
+            yield row | setting | {k: v for k, v in shifts.items() if k == "shift_relative"}
+        published = smooth_surface(_load(self.folder, f"end2end_pred_motion_{self.number}"))
+        prediction = from_mask(enclosed(published, seated.offset), NOMINAL_STEP, None)
+        yield {"subject": SUBJECT, "method": PUBLISHED, **_figures(prediction, truth), **setting}
+
+
+@lru_cache(maxsize=2)
+def _truth(folder: Path, phase: int) -> tuple[Seated, Truth]:
+    seated = seat(_load(folder, "HR_flip_clean"), phase)
+    return seated, Truth.of(seated.mask, seated.surface)
 
 
 def _score_all(
-    methods: dict[str, Method], canonical: Canonical, truth: Truth, key: str
+    methods: Mapping[str, Method], canonical: Canonical, truth: Truth, key: str
 ) -> Iterator[tuple[Row, Prediction | None]]:
     for name, method in methods.items():
         row: Row = {"subject": SUBJECT, "method": name}
@@ -181,5 +216,5 @@ def groups(rows: list[Row]) -> dict[str, list[Row]]:
     """Lines of the table: each method in each setting, draws of the simulation as the sample."""
     lines: dict[str, list[Row]] = {}
     for row in rows:
-        lines.setdefault(f"{row['method']}, {row['setting']}", []).append({**row, "subject": row["draw"]})
+        lines.setdefault(f"{row['method']}, {row.get('setting')}", []).append({**row, "subject": row.get("draw")})
     return lines

@@ -8,7 +8,7 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class McsrSize:
-    """MCSR-Net. `motion` picks the MC-Net: `image` as published, `track` with centroid tracks and several passes."""
+    """MCSR-Net. `motion` picks the MC-Net: `image` as published, `track` from centroids and shapes of slices."""
 
     motion: Literal["image", "track"]
     slices: Literal["mask", "signed_distance"]
@@ -17,7 +17,7 @@ class McsrSize:
     sr_channels: tuple[int, int]
     sr_blocks: int
     track_width: int = 0
-    passes: int = 0
+    track_blocks: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,14 @@ PRESETS: Final[dict[str, Preset]] = {
         ),
         Preset(
             "compact",
-            McsrSize("track", "signed_distance", 12.0, (24, 48, 64, 64), (40, 80), 3, 256, 2),
+            McsrSize("track", "signed_distance", 12.0, (0, 0, 0, 0), (40, 80), 3, 480, 3),
             VqVaeSize((4, 4, 4), (2, 2, 2), (48, 128), (1, 2), 10.0),
             DenoiserSize((48, 96, 144), 1, (False, False, True), 48, 16, "residual"),
             "ships; two CPU cores are enough",
         ),
         Preset(
             "tiny",
-            McsrSize("track", "signed_distance", 12.0, (8, 8, 8, 8), (8, 8), 1, 16, 1),
+            McsrSize("track", "signed_distance", 12.0, (0, 0, 0, 0), (8, 8), 1, 16, 1),
             VqVaeSize((4, 4, 4), (2, 2, 2), (8, 16), (1, 1), 10.0, codes=32),
             DenoiserSize((8, 16, 16), 1, (False, False, True), 8, 8, "residual"),
             "tests and CI only",

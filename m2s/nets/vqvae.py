@@ -4,13 +4,16 @@ Distances enter and leave in millimetres; clamping to +-`clamp_mm` and division 
 convolutions and no normalisation layers: sub-voxels come from a depth-to-space step, which every engine runs alike.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from m2s.nets.blocks import ResBlock, Triple, fold_patches, full_precision, unfold_patches
 from m2s.nets.presets import VqVaeSize
+
+DEAD: Final = 0.03
+"""A code taken fewer times a step than this, on the running mean, is dead."""
 
 
 class Quantised(NamedTuple):
@@ -22,7 +25,10 @@ class Quantised(NamedTuple):
 
 
 class VectorQuantiser(nn.Module):
-    """Nearest code of a codebook of `codes` vectors; learnt by Eq. 1's gradient or by exponential moving averages."""
+    """Nearest code of a codebook of `codes` vectors; learnt by Eq. 1's gradient or by exponential moving averages.
+
+    In either mode `hits` is the running mean of how often each code is taken in a training step.
+    """
 
     hits: Tensor
     sums: Tensor
@@ -48,32 +54,42 @@ class VectorQuantiser(nn.Module):
         return self.codebook[codes].permute(0, 4, 1, 2, 3)
 
     def forward(self, latent: Tensor) -> Quantised:
-        """Quantises (B, D, X, Y, Z); in training mode the moving averages follow."""
+        """Quantises (B, D, X, Y, Z); in training mode the moving averages follow.
+
+        The loss is the sum of Eq. 1's codebook and commitment terms, both as means over all numbers; with moving
+        averages the commitment alone, at van den Oord's weight of a quarter.
+        """
         latent = latent.float()
         codes = self.nearest(latent)
         chosen = self.lookup(codes)
         commitment = (chosen.detach() - latent).square().mean()
-        if self.mode == "gradient":
-            loss = commitment + (chosen - latent.detach()).square().mean()
-        else:
-            loss = 0.25 * commitment
-            if self.training:
+        gradient = self.mode == "gradient"
+        loss = commitment + (chosen - latent.detach()).square().mean() if gradient else 0.25 * commitment
+        if self.training:
+            self._count(codes)
+            if not gradient:
                 self._follow(latent.detach(), codes)
         return Quantised(latent + (chosen - latent).detach(), codes, loss)
 
     @torch.no_grad()
-    def _follow(self, latent: Tensor, codes: Tensor) -> None:
-        flat, chosen = latent.permute(0, 2, 3, 4, 1).flatten(0, 3), codes.flatten()
-        hits = torch.zeros_like(self.hits).index_add_(0, chosen, torch.ones_like(flat[:, 0]))
-        sums = torch.zeros_like(self.sums).index_add_(0, chosen, flat)
-        self.hits.lerp_(hits, 1 - self.decay)
-        self.sums.lerp_(sums, 1 - self.decay)
-        self.codebook.copy_(self.sums / self.hits.clamp(min=1e-5)[:, None])
+    def _count(self, codes: Tensor) -> None:
+        self.hits.lerp_(torch.bincount(codes.flatten(), minlength=len(self.hits)).to(self.hits), 1 - self.decay)
 
     @torch.no_grad()
-    def restart_dead(self, latent: Tensor, generator: torch.Generator, threshold: float = 0.03) -> int:
-        """Moves codes that are hardly used onto badly quantised latents (B, D, ...); returns how many moved."""
-        dead = (self.hits < threshold).nonzero().flatten()
+    def _follow(self, latent: Tensor, codes: Tensor) -> None:
+        """Puts each code on the mean of the latents that took it; after `_count`."""
+        flat = latent.permute(0, 2, 3, 4, 1).flatten(0, 3)
+        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, codes.flatten(), flat), 1 - self.decay)
+        self.codebook.copy_(self.sums / self.hits.clamp(min=1e-5)[:, None])
+
+    def dead(self) -> Tensor:
+        """Rows of the codes that training hardly takes any more."""
+        return (self.hits < DEAD).nonzero().flatten()
+
+    @torch.no_grad()
+    def restart_dead(self, latent: Tensor, generator: torch.Generator) -> int:
+        """Moves dead codes onto badly quantised latents (B, D, ...); returns how many moved."""
+        dead = self.dead()
         if len(dead) == 0:
             return 0
         flat = latent.detach().float().permute(0, 2, 3, 4, 1).flatten(0, 3)

@@ -1,6 +1,7 @@
 """Checkpoints: safetensors written to a temporary name and renamed, so that a killed run always finds a whole one."""
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,24 @@ def load_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The inverse of `save_state`."""
     flat, metadata = load_weights(path)
     return _nest(flat), json.loads(metadata["state"])
+
+
+def hardware(device: str) -> str:
+    """What a training runs on, for model cards: GPU model, or CPU model and threads; never the machine's name."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_cpu_model()}, {threads} thread{'s' * (threads != 1)}"
+
+
+def _cpu_model() -> str:
+    """As Linux tells it; elsewhere the architecture, since `platform.processor` may hold anything."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or f"{platform.machine()} CPU"
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Any]:

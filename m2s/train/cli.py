@@ -1,18 +1,26 @@
-"""`m2s-train mcsr|vqvae|diffusion RUN`: the three stages, each resumable, all in one run folder."""
+"""`m2s-train mcsr|vqvae|diffusion RUN`: the three stages, each resumable, all in one run folder.
+
+`m2s-train mcsr RUN --init WEIGHTS --data PAIRS` fine-tunes on real pairs; `m2s-train pairs` simulates such pairs.
+"""
 
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
 from m2s.nets.presets import PRESETS
+from m2s.train.prepare import prepare
 from m2s_runtime.errors import CaseError, EngineError, NoInputs, Stop, UsageProblem
 from m2s_runtime.grid import GRID, NOMINAL_STEP
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from m2s.data.simulate import MotionLaw
     from m2s.data.store import HeartStore, StoreSpec
     from m2s.nets.mcsr import McsrNet
     from m2s.nets.vqvae import VqVae
@@ -22,6 +30,9 @@ if TYPE_CHECKING:
 
 SELECTION_HEARTS = 25
 PAIRS_A_HEART = 2
+LARGEST_SPREAD_MM = 20.0
+_PAIRS_SEED = 2_000_003
+"""Away from the seeds of the hearts that `Job.spec` makes: no pair has a heart of the first training."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +53,34 @@ class Job:
     minutes: float | None
     batch: int | None
     rate: float | None
+    codebook: Literal["ema", "gradient"] | None = None
+    init: Path | None = None
+    data: Path | None = None
+    prepared: str | None = None
+
+    @property
+    def changes(self) -> dict[str, float | int | None]:
+        """What the command changes in the recipe."""
+        told = {"steps": self.steps, "minutes": self.minutes, "batch": self.batch, "rate": self.rate}
+        return told | {"seed": self.seed}
+
+    @property
+    def published(self) -> bool:
+        """Whether losses and schedules are those of the paper."""
+        return self.preset == "paper"
 
     def spec(self, split: "Split", *, distances: bool) -> "StoreSpec":
         """Which hearts this stage reads."""
         from m2s.data.store import StoreSpec
+        from m2s.train.recipes import HEALTHY
 
         count = self.hearts if split == "training" else min(SELECTION_HEARTS, self.hearts)
         if self.label_maps is not None:
-            count = min(count, _count_label_maps(self.label_maps, split))
+            count = min(count, _count_label_maps(self.label_maps, split, self.prepared))
         varied = split == "training" and not distances and self.atlas is not None
         seed = 2 * self.seed + distances if split == "training" else 2 * self.seed + distances + 1_000_003
-        return StoreSpec(self.atlas, split, count, seed, distances, varied, self.label_maps)
+        healthy = HEALTHY if split == "training" and self.atlas is not None and not self.published else 0.0
+        return StoreSpec(self.atlas, split, count, seed, distances, varied, self.label_maps, healthy, self.prepared)
 
     def facts(self, spec: "StoreSpec") -> dict[str, str]:
         """What a checkpoint says of itself."""
@@ -78,6 +106,11 @@ _OPTIONS = [
         type=click.Path(exists=True, file_okay=False),
         help="Folder of the paper's data set, <id>/HR_ED.nii.gz …",
     ),
+    click.option(
+        "--prepared",
+        type=click.Path(exists=True, file_okay=False),
+        help="Folder that m2s-train prepare made of the label maps: their surfaces are its fitted templates.",
+    ),
     click.option("--phantom", is_flag=True, help="Train on procedural phantoms instead; needs no data."),
     click.option("--hearts", type=click.IntRange(1), default=1500, show_default=True, help="Training hearts to make."),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
@@ -100,12 +133,27 @@ def main() -> None:
 
 
 @main.command()
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    help="Fine-tune these weights (a run, or its mcsr/best.safetensors); with --data.",
+)
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of real pairs to fine-tune on, <id>/{LR,HR}_{ED,ES}.nii.gz; with --init.",
+)
 def mcsr(**options: object) -> None:
     """Motion correction and super-resolution."""
     _run("mcsr", options)
 
 
 @main.command()
+@click.option(
+    "--codebook",
+    type=click.Choice(["ema", "gradient"]),
+    help="Learn the codes by moving averages or by Eq. 1's gradient instead of the preset's way.",
+)
 def vqvae(**options: object) -> None:
     """Compression of signed distance grids."""
     _run("vqvae", options)
@@ -117,18 +165,47 @@ def diffusion(**options: object) -> None:
     _run("diffusion", options)
 
 
+@main.command()
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--atlas", type=click.Path(exists=True, file_okay=False), help="Hearts of the shape atlas in this folder."
+)
+@click.option("--phantom", is_flag=True, help="Procedural phantoms instead.")
+@click.option("--hearts", type=click.IntRange(1), default=40, show_default=True, help="Training pairs.")
+@click.option("--held", type=click.IntRange(1), default=10, show_default=True, help="Selection and validation pairs.")
+@click.option("--motion", default="normal:4", show_default=True, help="paper, or normal:SD with SD in mm.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+def pairs(out: Path, atlas: str | None, motion: str, *, phantom: bool, hearts: int, held: int, seed: int) -> None:
+    """Simulate pairs as --data takes them, to try fine-tuning on a motion that training never saw."""
+    _guarded(lambda: _pairs(out, atlas, motion, phantom=phantom, hearts=hearts, held=held, seed=seed))
+
+
+main.add_command(prepare)
+
 for _command in (mcsr, vqvae, diffusion):
     for _option in reversed(_OPTIONS):
         _option(_command)
 
 
 def _run(stage: "StageName", options: dict[str, object]) -> None:
-    try:
-        job = _job(options)
-        import torch
+    _guarded(lambda: _stage(stage, options))
 
-        torch.set_num_threads(job.threads)
+
+def _stage(stage: "StageName", options: dict[str, object]) -> None:
+    job = _job(options)
+    import torch
+
+    torch.set_num_threads(job.threads)
+    if job.init is not None and job.data is not None:
+        _fine_tune(job, job.init, job.data)
+    else:
         {"mcsr": _mcsr, "vqvae": _vqvae, "diffusion": _diffusion}[stage](job)
+
+
+def _guarded(work: Callable[[], None]) -> None:
+    """Errors raised on purpose become one line and their exit code."""
+    try:
+        work()
     except (Stop, CaseError, FileNotFoundError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code if isinstance(error, Stop) else UsageProblem.exit_code)
@@ -139,8 +216,9 @@ def _run(stage: "StageName", options: dict[str, object]) -> None:
 
 def _job(options: dict[str, object]) -> Job:
     sources = [options.pop("phantom"), options["atlas"], options["label_maps"]]
-    if sum(map(bool, sources)) != 1:
-        raise UsageProblem("give one of --atlas FOLDER, --label-maps FOLDER and --phantom")
+    if options["prepared"] and not options["label_maps"]:
+        raise UsageProblem("--prepared FOLDER holds fits of label maps: add --label-maps FOLDER")
+    _check_sources(sum(map(bool, sources)), [name for name in ("init", "data") if options.get(name)])
     import torch
 
     if options["device"] == "auto":
@@ -150,10 +228,24 @@ def _job(options: dict[str, object]) -> Job:
     return Job(**options)  # pyright: ignore[reportArgumentType]
 
 
-def _count_label_maps(folder: str, split: "Split") -> int:
+def _check_sources(hearts: int, tuning: list[str]) -> None:
+    """Hearts come from one place; fine-tuning has its own."""
+    if len(tuning) == 1:
+        raise UsageProblem("--init WEIGHTS and --data PAIRS go together: weights to start from, pairs to fine-tune on")
+    if tuning and hearts:
+        raise UsageProblem("--data takes the place of --atlas, --label-maps and --phantom: leave those out")
+    if not tuning and hearts != 1:
+        raise UsageProblem("give one of --atlas FOLDER, --label-maps FOLDER and --phantom")
+
+
+def _count_label_maps(folder: str, split: "Split", prepared: str | None) -> int:
+    from m2s.data.fit_file import prepared_cases
     from m2s.data.labelmaps import LabelMaps
 
-    count = len(LabelMaps(folder).cases(split))
+    cases = LabelMaps(folder).cases(split)
+    if cases and prepared is not None and not (cases := prepared_cases(prepared, folder, split)):
+        raise NoInputs(f"{prepared}: no usable fit of the {split} part of the split; see its quality.csv")
+    count = len(cases)
     if count == 0:
         raise NoInputs(f"{folder}: none of its subjects is in the {split} part of the split (label_map_split.json)")
     return count
@@ -164,32 +256,49 @@ def _mcsr(job: Job) -> None:
 
     from m2s.data.simulate import PAPER, Mixture
     from m2s.train.loop import fit
-    from m2s.train.mcsr import McsrStage, StackSource, polish
-    from m2s.train.recipes import POLISH_STEPS, WARM_UP_STEPS, recipe
+    from m2s.train.mcsr import McsrStage, StackSource
+    from m2s.train.published import PublishedMcsrStage
+    from m2s.train.recipes import STACKS_A_MASK, recipe
 
     size = PRESETS[job.preset].mcsr
     store, selection = job.store("training", distances=False), job.store("selection", distances=False)
-    law = PAPER if job.preset == "paper" else Mixture()
-    noise = 0.0 if job.preset == "paper" else 0.6
+    law, noise = (PAPER, 0.0) if job.published else (Mixture(), 0.6)
     source = StackSource(job.folder("training", distances=False), store.spec, size, job.seed, law, noise)
     torch.manual_seed(job.seed)
-    stage = McsrStage(size, source, selection, job.facts(store.spec) | _motion_facts(job.preset, store.spec))
-    if not (job.run / "mcsr" / "last.safetensors").is_file():
-        stage.train_track(WARM_UP_STEPS[job.preset])
-    plan = recipe(job.preset, "mcsr", job.hearts, steps=job.steps, minutes=job.minutes, batch=job.batch, rate=job.rate,
-                  seed=job.seed)  # fmt: skip
+    kind = PublishedMcsrStage if job.published else McsrStage
+    stage = kind(size, source, selection, job.facts(store.spec) | _step_range(store.spec))
+    if size.motion == "track":
+        stage.adopt_motion(*_motion(job, store.spec, selection))
+    plan = recipe(job.preset, "mcsr", STACKS_A_MASK * job.hearts, **job.changes)
     figures = fit(stage, plan, job.run / "mcsr", device=job.device, quiet=job.quiet)
-    polishing = POLISH_STEPS[job.preset]
-    _report(polish(stage, job.run / "mcsr", polishing) if polishing else figures)
+    _report(figures)
 
 
-def _motion_facts(preset: str, spec: "StoreSpec") -> dict[str, str]:
-    """What manifest and model card say of MCSR-Net beside its steps."""
+def _motion(job: Job, spec: "StoreSpec", selection: "HeartStore") -> tuple[dict[str, "Tensor"], dict[str, str]]:
+    """MC-Net of `compact`, trained in a quarter of the time: its weights and the metadata of its checkpoint."""
+    from m2s.data.shapes import stored_shapes
+    from m2s.train.checkpoint import load_weights
+    from m2s.train.loop import fit
+    from m2s.train.motion import MotionStage, ShapeSource, Wear, training_law
+    from m2s.train.recipes import recipe
+
+    folder = job.folder("training", distances=False)
+    stored_shapes(folder, spec, job.workers)
+    judged = stored_shapes(job.folder("selection", distances=False), selection.spec, job.workers)
+    source = ShapeSource(folder, spec, job.seed, training_law(), Wear())
+    stage = MotionStage(PRESETS[job.preset].mcsr, source, judged, job.facts(spec))
+    # Batch and rate on the command line are those of SR-Net.
+    minutes = job.minutes and job.minutes / 4
+    plan = recipe(job.preset, "motion", spec.hearts, steps=job.steps, minutes=minutes, seed=job.seed)
+    fit(stage, plan, job.run / "motion", device=job.device, quiet=job.quiet)
+    return load_weights(job.run / "motion" / "best.safetensors")
+
+
+def _step_range(spec: "StoreSpec") -> dict[str, str]:
+    """The slice steps that MCSR-Net has seen, for manifest and model card."""
     from m2s.data.store import STEP_RANGE_MM
-    from m2s.train.recipes import WARM_UP_STEPS
 
-    steps = STEP_RANGE_MM if spec.varied_steps else (NOMINAL_STEP, NOMINAL_STEP)
-    return {"track_steps": str(WARM_UP_STEPS[preset]), "step_range_mm": json.dumps(steps)}
+    return {"step_range_mm": json.dumps(STEP_RANGE_MM if spec.varied_steps else (NOMINAL_STEP, NOMINAL_STEP))}
 
 
 def _vqvae(job: Job) -> None:
@@ -199,17 +308,27 @@ def _vqvae(job: Job) -> None:
     from m2s.train.recipes import recipe
     from m2s.train.vqvae import GridSource, VqVaeStage, settle
 
+    size = PRESETS[job.preset].vqvae
+    size = replace(size, codebook=job.codebook or size.codebook)
+    _check_codebook(job.run / "vqvae" / "best.safetensors", size.codebook, PRESETS[job.preset].vqvae.codebook)
     store, selection = job.store("training", distances=True), job.store("selection", distances=True)
-    published = job.preset == "paper"
-    crop = GRID[0] if published else 96
+    crop = GRID[0] if job.published else 96
     source = GridSource(job.folder("training", distances=True), store.spec, job.seed, crop)
     torch.manual_seed(job.seed)
-    near, facts = 0.0 if published else 4.0, job.facts(store.spec)
-    stage = VqVaeStage(PRESETS[job.preset].vqvae, source, selection, facts, near_weight=near, seed=job.seed)
-    plan = recipe(job.preset, "vqvae", job.hearts, steps=job.steps, minutes=job.minutes, batch=job.batch, rate=job.rate,
-                  seed=job.seed)  # fmt: skip
+    stage = VqVaeStage(size, source, selection, job.facts(store.spec), near_weight=0.0 if job.published else 4.0,
+                       balanced=not job.published, monitor="validation_loss" if job.published else "assd",
+                       seed=job.seed)  # fmt: skip
+    plan = recipe(job.preset, "vqvae", job.hearts, **job.changes)
     figures = fit(stage, plan, job.run / "vqvae", device=job.device, quiet=job.quiet)
-    _report(figures if published else settle(stage, job.run / "vqvae"))
+    _report(figures if job.published else settle(stage, job.run / "vqvae"))
+
+
+def _check_codebook(best: Path, wanted: str, usual: str) -> None:
+    """A training goes on with the codebook it began with: the other kind has other moments and other averages."""
+    from m2s.train.checkpoint import load_weights
+
+    if best.is_file() and (told := load_weights(best)[1].get("codebook", usual)) != wanted:
+        raise UsageProblem(f"{best.parent} began with --codebook {told}: add that, or choose another RUN")
 
 
 def _diffusion(job: Job) -> None:
@@ -218,21 +337,94 @@ def _diffusion(job: Job) -> None:
     from m2s.train.diffusion import DiffusionStage
     from m2s.train.loop import fit
     from m2s.train.pairs import PairSource, make_pairs, scale_factor, selection_maker, training_maker
+    from m2s.train.published import PublishedDiffusionStage
     from m2s.train.recipes import recipe
 
     preset = PRESETS[job.preset]
     nets = _trained(job)
     store, selection = job.store("training", distances=True), job.store("selection", distances=True)
     count = PAIRS_A_HEART * job.hearts
-    pairs = make_pairs(job.run / "pairs", training_maker(store, *nets, job.seed, job.threads), count)
+    maker, judge = training_maker(store, *nets, job.seed, job.threads), selection_maker(selection, *nets, job.threads)
+    if job.published:
+        # The paper conditions on the C-SDGs of true masks.
+        maker, judge = replace(maker, perfect=1.0), replace(judge, perfect=1.0)
+    pairs = make_pairs(job.run / "pairs", maker, count, job.workers)
     scale = scale_factor(pairs)
     torch.manual_seed(job.seed)
     source = PairSource(pairs, job.seed, scale)
-    judge = selection_maker(selection, *nets, job.threads)
-    stage = DiffusionStage(preset, source, scale, nets[1], judge, job.facts(store.spec), min(10, len(selection)))
-    plan = recipe(job.preset, "diffusion", count, steps=job.steps, minutes=job.minutes, batch=job.batch, rate=job.rate,
-                  seed=job.seed)  # fmt: skip
+    kind = PublishedDiffusionStage if job.published else DiffusionStage
+    stage = kind(preset, source, scale, nets[1], judge, job.facts(store.spec), min(10, len(selection)))
+    plan = recipe(job.preset, "diffusion", job.hearts if job.published else count, **job.changes)
     _report(fit(stage, plan, job.run / "diffusion", device=job.device, quiet=job.quiet))
+
+
+def _fine_tune(job: Job, init: Path, data: Path) -> None:
+    import torch
+
+    from m2s.data.pair_files import load_pair, prepare_pairs
+    from m2s.train.finetune import (
+        FineTuneStage,
+        PairStacks,
+        adopt_other_stages,
+        claim,
+        fine_tuned_facts,
+        keep_better,
+        read_initial,
+    )
+    from m2s.train.loop import fit
+    from m2s.train.recipes import recipe
+
+    size, initial = PRESETS[job.preset].mcsr, read_initial(init, job.preset)
+    folder = claim(job.run, initial)
+    training, selection = (
+        prepare_pairs(job.run / "real-pairs" / part, data, part, job.workers) for part in ("training", "selection")
+    )
+    for name, reason in (training.refused | selection.refused).items():
+        click.echo(f"left out {name}: {reason}", err=True)
+    torch.manual_seed(job.seed)
+    facts = fine_tuned_facts(initial, training, "low- and high-resolution label maps")
+    judged = [load_pair(file) for file in selection.files]
+    stage = FineTuneStage(size, initial, PairStacks(training.files, size, job.seed), judged, facts)
+    before = stage.validate(stage.net.eval(), folder)
+    plan = recipe(job.preset, "fine-tuning", len(training.files), **job.changes)
+    after = fit(stage, plan, folder, device=job.device, quiet=job.quiet)
+    kept = keep_better(folder, initial, before, after)
+    _report({f"{name}_before": value for name, value in before.items()} | kept)
+    if copied := adopt_other_stages(job.run, init):
+        click.echo(f"copied as they are: {', '.join(copied)}", err=True)
+
+
+def _pairs(out: Path, atlas: str | None, motion: str, *, phantom: bool, hearts: int, held: int, seed: int) -> None:
+    from m2s.data.clinical import write_pairs
+    from m2s.data.labelmaps import split
+    from m2s.data.store import StoreSpec
+
+    if phantom == (atlas is not None):
+        raise UsageProblem("give one of --atlas FOLDER and --phantom")
+    law, parts = _law(motion), split()
+    # Selection and validation come from other people than training, and from different hearts each.
+    for part, count, first in (("training", hearts, 0), ("selection", held, 0), ("validation", held, held)):
+        if count > len(parts[part]):
+            raise UsageProblem(f"{count} pairs: the {part} part of the split has {len(parts[part])} numbers")
+        training = part == "training"
+        spec = StoreSpec(atlas, "training" if training else "selection", seed=_PAIRS_SEED + 2 * seed + (not training))
+        made = ((spec.heart(first + k), subject) for k, subject in enumerate(parts[part][:count]))
+        write_pairs(out, ((subject, heart.id, heart.mask) for heart, subject in made), law, seed)
+
+
+def _law(told: str) -> "MotionLaw":
+    from m2s.data.simulate import PAPER, Normal
+
+    name, _, number = told.partition(":")
+    if told == "paper":
+        return PAPER
+    try:
+        spread = float(number) if name == "normal" else -1.0
+    except ValueError:
+        spread = -1.0
+    if not 0 < spread <= LARGEST_SPREAD_MM:
+        raise UsageProblem(f"--motion {told}: give paper, or normal:SD with SD from 0 to {LARGEST_SPREAD_MM:g} mm")
+    return Normal(spread)
 
 
 def _trained(job: Job) -> tuple["McsrNet", "VqVae"]:

@@ -14,15 +14,17 @@ from m2s.train.loop import Batch, Facts, Figures, device_of
 from m2s.train.pairs import Floats, PairMaker, PairSource
 from m2s_runtime import ddim
 
-_LARGEST_RATIO = 5.0
-"""Signal-to-noise ratio beyond which a step weighs no more."""
+_MEAN_SHARE = 0.75
+"""Part of a batch that learns the mean of the posterior; the rest learns to sample from it."""
 
 
 class DiffusionStage:
     """Denoiser training on latent pairs; encoder and decoder stay frozen.
 
-    With target `noise` the loss is Eq. 3. With target `residual` it is the squared error of the clean latent, weighted
-    by min(signal-to-noise ratio, 5) + 0.2: Eq. 3's own weight, bounded at both ends.
+    With target `noise` the loss is Eq. 3. With target `residual` it is the squared error of the clean latent in units
+    of what a Gaussian residual would leave open, times that uncertainty: the last steps, where nearly all is noise
+    that nobody can tell, weigh little. Most of each batch then starts from no noise at all: there the best answer is
+    the mean of the posterior, which is what a single sample of temperature zero takes in one step.
     """
 
     name = "diffusion"
@@ -42,6 +44,7 @@ class DiffusionStage:
         self.net = Denoiser(preset.denoiser, preset.vqvae.dim)
         if preset.denoiser.target == "residual":
             _start_at_zero(self.net)
+            self.net.residual.fill_(source.residual)
         self.model: nn.Module = self.net
         self._vqvae = vqvae.eval()
         self._selection = [_selection_case(selection, k) for k in range(hearts)]
@@ -51,12 +54,14 @@ class DiffusionStage:
         zs, zc, t, noise = batch["zs"], batch["zc"], batch["t"], batch["noise"]
         signal, spread = self.net.levels(t)
         noised = signal * zs + spread * noise
+        if self.preset.denoiser.target == "residual":
+            means = int(_MEAN_SHARE * len(zs))
+            noised[:means], t[:means] = 0.0, ddim.TRAIN_STEPS - 1
         if self.preset.denoiser.target == "noise":
             return (self.net(noised, zc, t).float() - noise).square().mean(), {}
         error = (self.net.clean(noised, zc, t).float() - zs).square()
-        weight = (signal / spread).square().clamp(max=_LARGEST_RATIO) + 0.2
         gain = error.mean() / (zc - zs).square().mean().clamp(min=1e-6)
-        return (weight * error).mean(), {"left": float(gain.detach())}
+        return (error / self.net.uncertainty(t)).mean() / self.net.residual, {"left": float(gain.detach())}
 
     def validate(self, model: nn.Module, folder: Path) -> Figures:
         """Surface figures of the ten-step reconstruction, and of the decoded condition alone."""
@@ -71,10 +76,11 @@ class DiffusionStage:
         condition = {f"{name}_zc": value for name, value in surface_figures(plain, truth).items()}
         return surface_figures(found, truth) | condition
 
-    def sample(self, net: Denoiser, zc: Tensor, seed: int, steps: int = ddim.DEFAULT_STEPS) -> Floats:
-        """DDIM from seeded noise, decoded: (128, 128, 64) mm."""
+    def sample(self, net: Denoiser, zc: Tensor, seed: int) -> Floats:
+        """As the runtime samples once, decoded: (128, 128, 64) mm."""
         noise = torch.from_numpy(ddim.draw_noise("0", seed, 0, zc.shape[1:]))[None].to(zc.device)
-        levels = ddim.timesteps(steps)
+        mean = self.preset.denoiser.target == "residual"
+        noise, levels = noise * (not mean), ddim.timesteps(1 if mean else ddim.DEFAULT_STEPS)
         z = ddim.sample(lambda z, t: net(z, zc, torch.full((1,), t, device=z.device)), noise, levels, ddim.alpha_bars())
         return self._decode(z)
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from m2s.train.checkpoint import (
     Average,
+    hardware,
     load_state,
     load_weights,
     optimiser_tensors,
@@ -91,25 +92,28 @@ class Recipe:
         steps: optimiser steps; with `minutes` the schedule follows whichever share is further.
         batch: samples a step.
         rate: Adam's learning rate at the start.
-        schedule: `plateau` lowers it by 0.9 when validation stalls (the paper), `cosine` anneals it to zero.
+        schedule: `plateau` lowers it by 0.9 when validation stalls (the paper), `cosine` anneals it to zero,
+            `hyperbolic` divides it by 1 at the start to 3 at the end (MCSR-ETE: 1 + 0.01 epochs, of 200).
         patience: validations without gain before `plateau` acts.
         average: decay of the moving average of the weights, 0 for none.
         validate_every: steps between validations, checkpoints included.
         minutes: wall-clock budget, 0 for none.
         seed: of initialisation and batches.
         clip: largest gradient norm.
+        clock: what `minutes` counts; `cpu` is this process's CPU time, for comparisons on a shared machine.
     """
 
     steps: int
     batch: int
     rate: float
-    schedule: Literal["plateau", "cosine"] = "plateau"
+    schedule: Literal["plateau", "cosine", "hyperbolic"] = "plateau"
     patience: int = 10
     average: float = 0.0
     validate_every: int = 500
     minutes: float = 0.0
     seed: int = 0
     clip: float = 1.0
+    clock: Literal["wall", "cpu"] = "wall"
 
 
 @dataclass
@@ -155,7 +159,8 @@ class _Run:
         self.optimiser = torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], recipe.rate)
         self.average = Average(self.model, recipe.average) if recipe.average else None
         self.at = Progression()
-        self.began = time.monotonic()
+        self.now = time.process_time if recipe.clock == "cpu" else time.monotonic
+        self.began = self.now()
 
     def resume(self) -> None:
         last = self.folder / "last.safetensors"
@@ -167,14 +172,14 @@ class _Run:
         self.at = Progression(**metadata)
         if self.average:
             self.average.state, self.average.updates = tensors["average"], self.at.averaged
-        self.began = time.monotonic() - self.at.seconds
+        self.began = self.now() - self.at.seconds
 
     def done(self) -> bool:
         return self.share() >= 1.0
 
     def share(self) -> float:
         """How much of the budget is used, 0 to 1."""
-        minutes = (time.monotonic() - self.began) / 60
+        minutes = (self.now() - self.began) / 60
         return max(self.at.step / self.recipe.steps, minutes / self.recipe.minutes if self.recipe.minutes else 0.0)
 
     def step(self, arrays: Arrays) -> Figures:
@@ -197,6 +202,8 @@ class _Run:
         warm = min(1.0, (self.at.step + 1) / 50)
         if self.recipe.schedule == "plateau":
             return self.recipe.rate * self.at.rate_factor * warm
+        if self.recipe.schedule == "hyperbolic":
+            return self.recipe.rate * warm / (1 + 2 * self.share())
         return self.recipe.rate * warm * (0.5 * (1 + math.cos(math.pi * min(self.share(), 1.0))) + 0.002)
 
     def validate(self, figures: Figures) -> None:
@@ -206,7 +213,7 @@ class _Run:
         self.model.eval()
         with torch.no_grad():
             found = self.stage.validate(self.model, self.folder)
-        self.at.seconds = time.monotonic() - self.began
+        self.at.seconds = self.now() - self.began
         self._log(figures | found)
         if found[self.stage.monitor] < self.at.best:
             self.at.best, self.at.stalled = found[self.stage.monitor], 0
@@ -232,6 +239,8 @@ class _Run:
             "seconds": round(self.at.seconds),
             "validation": json.dumps(found),
             "recipe": json.dumps(vars(self.recipe)),
+            "hardware": hardware(self.device),
+            "torch": str(torch.__version__),
         }
         return {name: str(value) for name, value in facts.items()} | self.stage.metadata()
 

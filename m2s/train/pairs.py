@@ -7,7 +7,9 @@ simulated stacks. Encoding costs more than a training step of the denoiser, so p
 import hashlib
 import io
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
@@ -17,23 +19,28 @@ import torch
 from rich.progress import track
 
 from m2s.data.heart import keyed_rng
-from m2s.data.simulate import PAPER, Mixture, MotionLaw, simulate_stack
+from m2s.data.lost_slices import lose_apex
+from m2s.data.simulate import PAPER, MotionLaw, simulate_stack
 from m2s.data.store import HeartStore
 from m2s.nets.mcsr import McsrNet
 from m2s.nets.vqvae import VqVae
 from m2s.train.loop import Arrays
 from m2s.train.mcsr import stack_inputs, symmetry
+from m2s.train.motion import training_law
 from m2s_runtime.atomic import write_bytes
 from m2s_runtime.csdg import coarse_sdg, to_grid
 from m2s_runtime.ddim import TRAIN_STEPS
 from m2s_runtime.errors import UsageProblem
-from m2s_runtime.grid import NOMINAL_STEP
+from m2s_runtime.grid import NOMINAL_STEP, SPACING, UPSAMPLING
 
 SHARD: Final = 16
-_PERFECT: Final = 0.15
+_PERFECT: Final = 0.1
 """Share of conditions from the true mask."""
+_NO_APEX: Final = 0.15
+"""Share of the other conditions whose stacks end above the apex."""
 
 Floats = npt.NDArray[np.float32]
+Masks = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class PairMaker:
     noise_mm: float
     perfect: float
     threads: int
+    no_apex: float = 0.0
 
     def grids(self, index: int) -> tuple[Floats, Floats]:
         """C-SDG and true SDG of heart `index` modulo the store's size, under a random symmetry."""
@@ -56,10 +64,13 @@ class PairMaker:
         mask, truth = symmetry(self.store.mask(heart), which), symmetry(self.store.distance(heart), which)
         if rng.uniform() < self.perfect:
             wall = to_grid(mask.astype(np.float32), NOMINAL_STEP) >= 0.5
-        else:
-            noise = self.noise_mm * rng.uniform() if rng.uniform() < 0.5 else 0.0
-            wall = self._super_resolved(simulate_stack(mask, rng, self.law, noise=noise).slices)
-        return coarse_sdg(wall, self.threads), truth
+            return coarse_sdg(wall, self.threads), truth
+        noise = self.noise_mm * rng.uniform() if rng.uniform() < 0.5 else 0.0
+        stack = simulate_stack(mask, rng, self.law, noise=noise)
+        if rng.uniform() < self.no_apex:
+            stack, moved = lose_apex(stack, mask, 1)
+            truth = _along_z(truth, UPSAMPLING * _slices_moved(mask, moved))
+        return coarse_sdg(self._super_resolved(stack.slices), self.threads), truth
 
     def latents(self, index: int) -> tuple[Floats, Floats]:
         """Quantised latents (zc, zs), each (D, X', Y', Z'), not yet scaled."""
@@ -73,14 +84,14 @@ class PairMaker:
     def _super_resolved(self, slices: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         inputs = {name: torch.from_numpy(a[None]) for name, a in stack_inputs(slices, self.mcsr.size).items()}
         with torch.no_grad():
-            shifts = self.mcsr.shifts(inputs["slices"], inputs["pool"])[-1]
+            shifts = self.mcsr.shifts(inputs["slices"], inputs["pool"])
             probability = self.mcsr.probability(inputs["slices"], shifts)
         return to_grid(probability[0, 0].numpy(), NOMINAL_STEP) >= 0.5
 
 
 def training_maker(store: HeartStore, mcsr: McsrNet, vqvae: VqVae, seed: int, threads: int) -> PairMaker:
     """Pairs as the diffusion learns from them: mixed motion, contour noise, some perfect masks."""
-    return PairMaker(store, mcsr.eval(), vqvae.eval(), seed, Mixture(), 0.6, _PERFECT, threads)
+    return PairMaker(store, mcsr.eval(), vqvae.eval(), seed, training_law(), 0.6, _PERFECT, threads, _NO_APEX)
 
 
 def selection_maker(store: HeartStore, mcsr: McsrNet, vqvae: VqVae, threads: int) -> PairMaker:
@@ -88,7 +99,7 @@ def selection_maker(store: HeartStore, mcsr: McsrNet, vqvae: VqVae, threads: int
     return PairMaker(store, mcsr.eval(), vqvae.eval(), 0, PAPER, 0.0, 0.0, threads)
 
 
-def make_pairs(folder: Path, maker: PairMaker, count: int) -> Path:
+def make_pairs(folder: Path, maker: PairMaker, count: int, workers: int = 1) -> Path:
     """Makes what is missing of the first `count` pairs, a shard at a time, and returns the folder.
 
     Raises:
@@ -96,13 +107,45 @@ def make_pairs(folder: Path, maker: PairMaker, count: int) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, maker)
-    shards = range((count + SHARD - 1) // SHARD)
-    for shard in track([k for k in shards if not _file(folder, k).is_file()], "pairs"):
-        pairs = [maker.latents(shard * SHARD + k) for k in range(SHARD)]
-        buffer = io.BytesIO()
-        np.save(buffer, np.stack([np.stack(p) for p in pairs]).astype(np.float16))
-        write_bytes(_file(folder, shard), buffer.getvalue())
+    missing = [k for k in range((count + SHARD - 1) // SHARD) if not _file(folder, k).is_file()]
+    if missing:
+        with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_adopt, initargs=(maker,)) as pool:
+            for _ in track(pool.map(_make_shard, [folder] * len(missing), missing), "pairs", total=len(missing)):
+                pass
     return folder
+
+
+_maker: list[PairMaker] = []
+
+
+def _adopt(maker: PairMaker) -> None:
+    torch.set_num_threads(maker.threads)
+    _maker[:] = [maker]
+
+
+def _make_shard(folder: Path, shard: int) -> None:
+    pairs = [_maker[0].latents(shard * SHARD + k) for k in range(SHARD)]
+    buffer = io.BytesIO()
+    np.save(buffer, np.stack([np.stack(p) for p in pairs]).astype(np.float16))
+    write_bytes(_file(folder, shard), buffer.getvalue())
+
+
+def _slices_moved(before: Masks, after: Masks) -> int:
+    first = [int(np.flatnonzero(mask.any((0, 1)))[0]) for mask in (before, after)]
+    return (first[1] - first[0]) // UPSAMPLING
+
+
+def _along_z(distance: Floats, planes: int) -> Floats:
+    """Moved by whole planes; what comes in lies outside the wall, the further the deeper."""
+    if planes == 0:
+        return distance
+    moved = np.roll(distance, planes, axis=2)
+    depth = SPACING[2] * np.arange(1, abs(planes) + 1, dtype=np.float32)
+    if planes > 0:
+        moved[:, :, :planes] = distance[:, :, :1] + depth[::-1]
+    else:
+        moved[:, :, planes:] = distance[:, :, -1:] + depth
+    return moved
 
 
 def _claim(folder: Path, maker: PairMaker) -> None:
@@ -124,6 +167,12 @@ class PairSource:
     def __init__(self, folder: Path, seed: int, scale: float) -> None:
         self._folder, self._seed, self._scale = folder, seed, scale
         self._shards: list[npt.NDArray[np.float16]] = []
+
+    @property
+    def residual(self) -> float:
+        """Standard deviation of the scaled zs - zc."""
+        errors = [np.square(np.subtract(s[:, 1], s[:, 0], dtype=np.float32)).mean() for s in read_shards(self._folder)]
+        return self._scale * float(np.sqrt(np.mean(errors)))
 
     def batch(self, step: int, size: int) -> Arrays:
         """`zc` and `zs` (B, D, X', Y', Z'), `t` (B,) int64 uniform in 0..999 and the `noise`."""

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from m2s.data.heart import keyed_rng
 from m2s.data.store import HeartStore, StoredHearts, StoreSpec
 from m2s.nets.presets import VqVaeSize
-from m2s.nets.vqvae import VqVae
+from m2s.nets.vqvae import Quantised, VqVae
 from m2s.train.checkpoint import load_weights, save_weights
 from m2s.train.figures import surface_figures
 from m2s.train.loop import Arrays, Batch, Facts, Figures, device_of
@@ -22,7 +22,10 @@ TWINS: Final = 0.1
 """Codes closer than this are one: about a twentieth of the latents' standard deviation."""
 
 NEAR_MM: Final = 2.0
-"""Width of the band about the surface that counts most in the loss."""
+"""Half the width of the band about the surface: it counts most in the loss, and its cells carry the surface."""
+
+JUDGED_HEARTS: Final = 12
+"""Selection hearts of a validation."""
 
 
 class GridSource(StoredHearts):
@@ -59,21 +62,35 @@ def weighted_l1(found: Tensor, truth: Tensor, clamp_mm: float, near_weight: floa
     return ((found.float() - truth).abs() * weight).sum() / (weight.sum() * clamp_mm)
 
 
+def near_cells(sdg: Tensor, size: VqVaeSize) -> Tensor:
+    """Which latent cells have the surface within `NEAR_MM`: (B, 1, X, Y, Z) mm to (B, X', Y', Z') bool."""
+    return nn.functional.max_pool3d(-sdg.abs(), size.stride)[:, 0] > -NEAR_MM
+
+
+def perplexity(codes: Tensor, size: int) -> float:
+    """Exp of the entropy in nats of how often each of `size` codes occurs: 1 for one code, `size` for all alike."""
+    share = torch.bincount(codes.flatten(), minlength=size).double() / max(codes.numel(), 1)
+    return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
+
+
 class VqVaeStage:
-    """Eq. 1 with the codebook learnt as the preset says; starts as a plain autoencoder, then seeds the codes.
+    """Eq. 1 with the codebook learnt as the size says; starts as a plain autoencoder, then seeds the codes.
 
     Args:
         size: of the network.
         source: where the grids come from.
         selection: hearts to choose the best weights by.
         facts: preset and origin of the data, for export.
-        near_weight: see `weighted_l1`.
+        near_weight: see `weighted_l1`; 0 for Eq. 1.
+        balanced: divide the quantiser's terms by the latents' mean square, so that their weight does not hang on the
+            scale that the encoder happens to choose; False for Eq. 1.
+        monitor: the validation figure that picks the best weights and that the plateau schedule watches.
         warm_up: steps as a plain autoencoder.
+        judged: selection hearts of a validation, at most.
         seed: of the code restarts.
     """
 
     name = "vqvae"
-    monitor = "assd"
 
     def __init__(
         self,
@@ -83,14 +100,18 @@ class VqVaeStage:
         facts: Facts,
         *,
         near_weight: float = 4.0,
+        balanced: bool = True,
+        monitor: Literal["assd", "validation_loss"] = "assd",
         warm_up: int = 100,
+        judged: int = JUDGED_HEARTS,
         seed: int = 0,
     ) -> None:
-        self.size, self.source, self.facts = size, source, facts
+        self.size, self.source, self.facts = size, source, facts | {"codebook": size.codebook}
+        self.monitor: str = monitor
         self.net = VqVae(size)
         self.model: nn.Module = self.net
-        self._near, self._warm_up, self._selection = near_weight, warm_up, selection
-        self._seed = seed
+        self._near, self._balanced, self._warm_up = near_weight, balanced, warm_up
+        self._selection, self._judged, self._seed = selection, min(len(selection), judged), seed
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, Figures]:
         """Reconstruction plus the quantiser's terms."""
@@ -106,32 +127,55 @@ class VqVaeStage:
         moved = 0
         if step % 10 == 0:
             moved = self.net.quantiser.restart_dead(latent, self._generator(step))
-        near = weighted_l1(self.net.decode(quantised.latent), sdg, self.size.clamp_mm, self._near)
-        spread = latent.detach().square().mean().clamp(min=1e-6)
-        figures = {"l1_mm": float(near.detach()) * self.size.clamp_mm, "restarted": float(moved)}
-        return near + quantised.loss / spread, figures
+        reconstruction = weighted_l1(self.net.decode(quantised.latent), sdg, self.size.clamp_mm, self._near)
+        figures = {"l1_mm": float(reconstruction.detach()) * self.size.clamp_mm, "restarted": float(moved)}
+        return reconstruction + self._terms(latent, quantised), figures | self._codebook_figures(sdg, quantised.codes)
+
+    def _terms(self, latent: Tensor, quantised: Quantised) -> Tensor:
+        return quantised.loss / latent.detach().square().mean().clamp(min=1e-6) if self._balanced else quantised.loss
+
+    def _codebook_figures(self, sdg: Tensor, codes: Tensor) -> Figures:
+        """Perplexity of one batch, and the codes that training hardly takes any more."""
+        size = self.size.codes
+        return {
+            "batch_perplexity": perplexity(codes, size),
+            "batch_perplexity_near": perplexity(codes[near_cells(sdg, self.size)], size),
+            "hardly_used": float(len(self.net.quantiser.dead())),
+        }
 
     def _generator(self, step: int) -> torch.Generator:
         """A function of the step, so that a resumed run restarts the same codes."""
         return torch.Generator().manual_seed(1_000_003 * self._seed + step)
 
     def validate(self, model: nn.Module, folder: Path) -> Figures:  # noqa: ARG002
-        """Dice and ASSD of the reconstructed surface, and how many codes carry it."""
-        net: VqVae = model  # pyright: ignore[reportAssignmentType]
-        rows = [self._score(net, k) for k in range(min(len(self._selection), 12))]
-        figures = {name: float(np.mean([r[0][name] for r in rows])) for name in rows[0][0]}
-        near = torch.cat([r[1] for r in rows])
-        return figures | {"perplexity_near": _perplexity(near, self.size.codes)}
+        """Dice and ASSD of the reconstructed surface, the loss, and how many codes carry it.
 
-    def _score(self, net: VqVae, index: int) -> tuple[Figures, Tensor]:
+        `perplexity` counts all latent cells, `perplexity_near` those of `near_cells`, `dead_codes` the codes that no
+        cell of the hearts takes.
+        """
+        net: VqVae = model  # pyright: ignore[reportAssignmentType]
+        rows = [self._score(net, k) for k in range(self._judged)]
+        figures = {name: float(np.mean([r[0][name] for r in rows])) for name in rows[0][0]}
+        codes, near = torch.cat([r[1] for r in rows]), torch.cat([r[2] for r in rows])
+        return figures | {
+            "perplexity": perplexity(codes, self.size.codes),
+            "perplexity_near": perplexity(near, self.size.codes),
+            "dead_codes": float(self.size.codes - len(codes.unique())),
+        }
+
+    def _score(self, net: VqVae, index: int) -> tuple[Figures, Tensor, Tensor]:
+        """Figures of one heart, its codes, and those of its cells near the surface."""
         truth = self._selection.distance(index)
-        found, quantised = net(torch.from_numpy(truth)[None, None].to(device_of(net)))
-        sdg = found[0, 0].cpu().numpy()
-        cells = nn.functional.max_pool3d(-torch.from_numpy(truth).abs()[None, None], self.size.stride)[0] > -NEAR_MM
-        return surface_figures(sdg, truth), quantised.codes.cpu()[cells]
+        sdg = torch.from_numpy(truth)[None, None].to(device_of(net))
+        latent = net.encode(sdg)
+        quantised = net.quantiser(latent)
+        found = net.decode(quantised.latent)
+        loss = weighted_l1(found, sdg, self.size.clamp_mm, self._near) + self._terms(latent, quantised)
+        figures = surface_figures(found[0, 0].cpu().numpy(), truth) | {"validation_loss": float(loss)}
+        return figures, quantised.codes.flatten().cpu(), quantised.codes[near_cells(sdg, self.size)].cpu()
 
     def metadata(self) -> Facts:
-        """Preset and origin of the data."""
+        """Preset, origin of the data, and how the codebook is learnt."""
         return self.facts
 
 
@@ -146,8 +190,3 @@ def settle(stage: VqVaeStage, folder: Path) -> Figures:
         figures = stage.validate(stage.net, folder) | {"merged_codes": float(merged)}
     save_weights(best, stage.net.state_dict(), metadata | {"validation": json.dumps(figures)})
     return figures
-
-
-def _perplexity(codes: Tensor, size: int) -> float:
-    share = torch.bincount(codes, minlength=size).double() / max(len(codes), 1)
-    return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))

@@ -228,7 +228,9 @@ def measured(row: Row, result: "Reconstruction", canonical: Canonical) -> Row:
 
     shape = topology(result.mesh)
     common = np.asarray(result.common_shift, np.float64)
-    remaining = (np.asarray(result.shifts, np.float64) - common)[wall_slices(canonical.masks)]
+    held = wall_slices(canonical.masks)
+    remaining = (np.asarray(result.shifts, np.float64) - common)[held]
+    spread = result.spread
     return replace(
         row,
         volume_ml=float(signed_volume(result.mesh)) / 1000.0,
@@ -238,6 +240,10 @@ def measured(row: Row, result: "Reconstruction", canonical: Canonical) -> Row:
         common_shift_x_mm=float(common[0]),
         common_shift_y_mm=float(common[1]),
         mean_shift_mm=float(np.abs(remaining).mean()),
+        agreement_mean=float(result.agreement[held].mean()),
+        agreement_least=float(result.agreement[held].min()),
+        spread_mean_mm=None if spread is None else float(spread.mean()),
+        spread_p95_mm=None if spread is None else float(np.percentile(spread, 95)),
         flags=" ".join(dict.fromkeys((*canonical.flags, *result.flags))) or None,
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from m2s_runtime.errors import OutputError, Stop, UsageProblem
-from m2s_runtime.options import FORMATS, SAVES, SPACES, Options
+from m2s_runtime.options import FORMATS, MOST_SAMPLES, SAVES, SPACES, Options
 from m2s_runtime.text import clean
 
 if TYPE_CHECKING:
@@ -67,6 +67,20 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:  
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps.  [default: the bundle's]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
+    "--samples",
+    type=click.IntRange(1, MOST_SAMPLES),
+    default=1,
+    show_default=True,
+    help="Posterior samples; the surface is that of their mean, PLY and VTP files get their spread in mm.",
+)
+@click.option(
+    "--refine",
+    type=click.IntRange(0, 20),
+    default=0,
+    show_default=True,
+    help="Times to re-register the slices to the surface and run again.",
+)
+@click.option(
     "--format", "formats", type=NameList(FORMATS), default="ply", show_default=True, metavar=",".join(FORMATS)
 )
 @click.option(
@@ -93,7 +107,7 @@ def command(**given: Any) -> int:  # noqa: ANN401 - click passes what is declare
     from m2s_runtime.session import Session
 
     options = Options(
-        given["labels"],
+        given["labels"].strip().lower(),
         given["frames"],
         given["formats"] or ("ply",),
         given["space"],
@@ -101,6 +115,8 @@ def command(**given: Any) -> int:  # noqa: ANN401 - click passes what is declare
         given["steps"],
         given["seed"],
         given["overwrite"],
+        given["samples"],
+        given["refine"],
     )
     session = Session(given["inputs"], given["out"], options, verbosity=given["verbose"] - given["quiet"])
     session.open(given["model"], given["engine"], given["device"], given["threads"])

@@ -18,6 +18,7 @@ class Reporter:
     Attributes:
         counts: cases per state.
         decisions: cases per text of what was taken for the wall.
+        flags: cases per flag; `flagged` is the number of cases that have any.
         seconds: time per stage, summed over the cases done.
     """
 
@@ -25,6 +26,8 @@ class Reporter:
         """Report on a number of sources; `verbosity` -1 shows failures only, 1 adds stage times and traces."""
         self.counts: Counter[str] = Counter()
         self.decisions: Counter[str] = Counter()
+        self.flags: Counter[str] = Counter()
+        self.flagged = 0
         self.seconds: Counter[str] = Counter()
         self._verbosity = verbosity
         self._sources = sources
@@ -63,6 +66,8 @@ class Reporter:
         row = outcome.row
         self.counts[outcome.state] += 1
         self.seconds.update(outcome.seconds)
+        self.flags.update(row.flags.split() if row.flags else ())
+        self.flagged += bool(row.flags)
         if row.labels and outcome.state != "empty":
             self.decisions[row.labels] += 1
         if outcome.state == "failed":

@@ -7,9 +7,12 @@ complete only when all of them match, so an interrupted or altered case is simpl
 import contextlib
 import csv
 import dataclasses
+import errno
 import hashlib
 import io
 import json
+import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +49,10 @@ class Row:
             `canonicalise` already centres the pool.
         common_shift_y_mm: the same along y.
         mean_shift_mm: mean |component| of the shifts without it, over the slices with wall.
+        agreement_mean: Dice of re-aligned slice and reconstruction in its plane, mean over the slices with wall.
+        agreement_least: the same of the worst slice.
+        spread_mean_mm: spread of the posterior samples, mean over the vertices; None with a single sample.
+        spread_p95_mm: its 95th percentile.
         flags: what deserves a look, separated by blanks.
         seconds: time spent on the case.
     """
@@ -66,6 +73,10 @@ class Row:
     common_shift_x_mm: float | None = None
     common_shift_y_mm: float | None = None
     mean_shift_mm: float | None = None
+    agreement_mean: float | None = None
+    agreement_least: float | None = None
+    spread_mean_mm: float | None = None
+    spread_p95_mm: float | None = None
     flags: str | None = None
     seconds: float | None = None
 
@@ -105,6 +116,24 @@ class Journal:
         probe = self.out / ".writable"
         atomic.write_bytes(probe, b"")
         probe.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Tell whether `open` would succeed, and leave everything as it is.
+
+        Raises:
+            OutputError: the folder, or the nearest one above it that exists, cannot be written.
+        """
+        folder = self.out
+        try:
+            while not _is_folder(folder):
+                folder = folder.parent
+            # Without a name, or gone at once: nobody sees this file.
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OutputError(
+                f"--out {self.out}: could not be written ({error.strerror or error}); choose another --out"
+            ) from error
 
     def find(self, case: str) -> Record | None:
         """The record of a case, complete or not; None when there is none that can be read."""
@@ -200,6 +229,17 @@ def read_record(path: Path) -> Record | None:
         return None
     plain = all(Path(name).name == name for name in record.outputs)
     return record if plain and path.name == f"{record.row.case}.json" else None
+
+
+def _is_folder(path: Path) -> bool:
+    """False where nothing is; OSError where something else is, or what cannot be looked at."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    return True
 
 
 def _sha256(path: Path) -> str | None:

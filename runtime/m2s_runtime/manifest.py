@@ -1,8 +1,9 @@
 """What `manifest.json` of a model bundle says; written by the exporter, read by the runtime, defined here once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from m2s_runtime import flags
 from m2s_runtime.grid import GRID, IN_PLANE, PADDING, PLANES, SLICES, SPACING
 
 SCHEMA: Final = 1
@@ -128,6 +129,10 @@ class Manifest:
         stored_weights: width of the weights on disk; widened without loss before they are used.
         parity: against PyTorch.
         training: provenance.
+        temperature: factor on the noise that a single sample of `steps` steps starts from, 0 to 1; optional.
+        sample_steps: DDIM steps of several samples, unless the user says otherwise; 0 means `steps`; optional.
+        spread_scale: factor that makes the spread of samples cover what it should; optional.
+        flag_limits: limits of flags that differ from `flags.LIMITS`, by the names there; optional.
     """
 
     schema: int
@@ -155,6 +160,10 @@ class Manifest:
     stored_weights: Literal["float16", "float32"]
     parity: Parity
     training: Training
+    temperature: float = 1.0
+    sample_steps: int = 0
+    spread_scale: float = 1.0
+    flag_limits: dict[str, float] = field(default_factory=dict[str, float])
 
 
 def signatures(latent_shape: tuple[int, int, int, int], *, pool: bool) -> dict[str, GraphSpec]:
@@ -184,10 +193,16 @@ def faults(manifest: Manifest) -> list[str]:
         )
         found.append(f"signature of graph {', '.join(wrong)} is not the one that this version drives")
     found += [f"{name}.onnx is not listed" for name in GRAPHS if f"{name}.onnx" not in manifest.files]
-    positive = ("clip_mm", "sdg_clamp_mm", "scale_factor", "steps")
+    positive = ("clip_mm", "sdg_clamp_mm", "scale_factor", "steps", "spread_scale")
     found += [f"{k} is {getattr(manifest, k)}, not positive" for k in positive if getattr(manifest, k) <= 0]
-    if manifest.steps > manifest.schedule.train_steps:
-        found.append(f"steps is {manifest.steps}, more than the {manifest.schedule.train_steps} trained")
+    for name in ("steps", "sample_steps"):
+        if getattr(manifest, name) > manifest.schedule.train_steps:
+            found.append(f"{name} is {getattr(manifest, name)}, more than the {manifest.schedule.train_steps} trained")
+    if manifest.sample_steps < 0:
+        found.append(f"sample_steps is {manifest.sample_steps}, negative")
+    if not 0 <= manifest.temperature <= 1:
+        found.append(f"temperature is {manifest.temperature}, not between 0 and 1")
+    found += [f"flag_limits has no {n!r}, only {', '.join(flags.LIMITS)}" for n in flags.unknown(manifest.flag_limits)]
     return found
 
 

@@ -10,11 +10,17 @@ Space = Literal["lps", "ras"]
 FORMATS: Final = ("ply", "stl", "vtp", "obj", "glb")
 """Mesh file formats, by extension."""
 
+SPREAD_FORMATS: Final = ("ply", "vtp")
+"""Those of them that can hold a number for each vertex."""
+
 SPACES: Final[tuple[Space, ...]] = ("lps", "ras")
 """World axes of mesh files: DICOM's (left, posterior, superior) or NIfTI's (right, anterior, superior)."""
 
 SAVES: Final = ("mask", "sdg", "shifts")
 """Intermediate results that can be kept beside the mesh."""
+
+MOST_SAMPLES: Final = 64
+"""They run as one batch, which has to fit the memory."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class Options:
         steps: denoising steps; None means the bundle's own number.
         seed: seed of the noise.
         overwrite: redo cases that are complete.
+        samples: posterior samples whose mean is the surface.
+        refine: how often at most the slices are re-registered to the reconstruction.
     """
 
     labels: str = "auto"
@@ -40,6 +48,8 @@ class Options:
     steps: int | None = None
     seed: int = 0
     overwrite: bool = False
+    samples: int = 1
+    refine: int = 0
 
     def fingerprint(self, **bound: str | int) -> str:
         """Sha256 of everything here that can change a case's files, plus `bound`.
@@ -55,6 +65,8 @@ class Options:
             "save": sorted(self.save),
             "steps": self.steps,
             "seed": self.seed,
+            "samples": self.samples,
+            "refine": self.refine,
             **bound,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

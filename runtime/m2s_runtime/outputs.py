@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def case_files(case: str, result: "Reconstruction", canonical: "Canonical", options: Options) -> dict[str, bytes]:
     """File name to content, the meshes first, in the order asked for."""
-    files = {f"{case}.{name}": encode(result.mesh, name, options.space) for name in options.formats}
+    files = {f"{case}.{name}": encode(result.mesh, name, options.space, result.spread) for name in options.formats}
     if "mask" in options.save:
         files[f"{case}_mask.nii.gz"] = nifti((result.probability >= 0.5).astype(np.uint8), result.affine)
     if "sdg" in options.save:

@@ -19,9 +19,6 @@ from m2s_runtime.slices import BoolArray, FloatArray, bounding_box, pool_feature
 
 Affine = npt.NDArray[np.float64]
 
-TRAINED_STEPS_MM = (5.0, 14.0)
-"""Effective slice steps that the networks are trained for; others are flagged `step_out_of_range`."""
-
 CLEARLY_THICKER = 1.2
 """An axis whose spacing is this many times that of both others is the slice axis."""
 
@@ -72,8 +69,7 @@ class Canonical:
         pool: (12, 3) float32, see `slices.pool_features`.
         flags: what a reader of the result should know: `open_ring` (the wall closes in no slice), `gap` (a slice
             without wall inside the stack, filled from its neighbours), `slice_axis_unclear` (no axis is clearly the
-            thickest: the last was taken), `base_unclear` (the order of the file was kept), `step_out_of_range`,
-            `specks_removed`.
+            thickest: the last was taken), `base_unclear` (the order of the file was kept), `specks_removed`.
     """
 
     masks: BoolArray
@@ -129,12 +125,10 @@ def canonicalise(wall: BoolArray, affine: Affine) -> Canonical:
     )
     masks = _without_gaps(masks, held)
     pool = pool_features(masks)
-    low, high = TRAINED_STEPS_MM
     flags = {
         "open_ring": not pool[:, 2].any(),
         "gap": len(held) <= held[-1] - held[0],
         "base_unclear": abs(taper) <= CLEAR_TAPER,
-        "step_out_of_range": not low - 1e-3 <= chosen.step_mm <= high + 1e-3,
         "slice_axis_unclear": not _clearly_thickest(spacing),
         "specks_removed": np.count_nonzero(stack) < np.count_nonzero(wall),
     }
@@ -153,24 +147,37 @@ def _clearly_thickest(spacing: npt.NDArray[np.float64]) -> bool:
     return bool(spacing[2] >= CLEARLY_THICKER * spacing[:2].max())
 
 
+_NO_CAVITY_MM = 20.0
+"""Distance, clipped there, that stands for a cavity where a slice encloses none: it fades out on the way."""
+
+
 def _without_gaps(masks: BoolArray, held: npt.NDArray[np.intp]) -> BoolArray:
     """Fill slices that lack wall between two that hold it, or the heart would fall in two.
 
-    Their signed distances, moved onto the line between their centroids, are interpolated.
+    Outline and cavity are interpolated apart, each by its signed distance, moved onto the line between the centroids:
+    two thin rings of different size have little wall in common, and a blend of wall distances would be empty.
     """
     filled = masks.copy()
     for low, high in pairwise(held.tolist()):
+        if high == low + 1:
+            continue
         ends = masks[:, :, [low, high]]
         centres = np.array([np.argwhere(ends[:, :, k]).mean(axis=0) for k in (0, 1)])
-        distances = signed_distance(ends, float(GRID[0]))
+        outlines = np.stack([np.asarray(ndimage.binary_fill_holes(ends[:, :, k])) for k in (0, 1)], axis=2)
+        parts = [signed_distance(region, _NO_CAVITY_MM) for region in (outlines, outlines & ~ends)]
         for gap in range(low + 1, high):
-            part = (gap - low) / (high - low)
-            centre = (1 - part) * centres[0] + part * centres[1]
-            near, far = (
-                ndimage.shift(distances[:, :, k], centre - centres[k], order=1, mode="nearest") for k in (0, 1)
-            )
-            filled[:, :, gap] = (1 - part) * near + part * far < 0
+            outline, cavity = (_blend(distances, centres, (gap - low) / (high - low)) < 0 for distances in parts)
+            filled[:, :, gap] = outline & ~cavity
     return filled
+
+
+def _blend(
+    distances: npt.NDArray[np.float32], centres: npt.NDArray[np.float64], part: float
+) -> npt.NDArray[np.float32]:
+    """Distances (X, Y) mm between the planes of (X, Y, 2), `part` of the way, as are their `centres` (2, 2)."""
+    centre = (1 - part) * centres[0] + part * centres[1]
+    near, far = (ndimage.shift(distances[:, :, k], centre - centres[k], order=1, mode="nearest") for k in (0, 1))
+    return np.asarray((1 - part) * near + part * far, np.float32)
 
 
 def _without_specks(stack: BoolArray) -> BoolArray:

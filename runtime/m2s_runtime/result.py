@@ -21,10 +21,13 @@ class Reconstruction:
         common_shift: (2,) mm, their area-weighted mean, which the placement adds back; near zero because `canonicalise`
             already centres the pool.
         probability: (128, 128, 64) float32 of wall after super-resolution, on the grid.
-        sdg: (128, 128, 64) float32 mm, negative inside.
+        sdg: (128, 128, 64) float32 mm, negative inside; the mean of the samples.
         affine: (4, 4) grid voxel index to world mm, as placed.
-        flags: what a reader of the result should know beyond `Canonical.flags`.
+        flags: what a reader of the result should know beyond `Canonical.flags`, see `flags`.
         seconds: time of each stage.
+        spread: (V,) float32 mm, see `sampling.vertex_spread`; None when there is a single sample.
+        agreement: (12,) float32, see `agreement.agreement`: Dice of each re-aligned slice with the reconstruction in
+            its plane, NaN where the slice holds no wall.
     """
 
     mesh: Mesh
@@ -35,3 +38,28 @@ class Reconstruction:
     affine: Affine
     flags: tuple[str, ...]
     seconds: dict[str, float]
+    spread: Floats | None
+    agreement: Floats
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one set of shifts leads to.
+
+    Attributes:
+        shifts: (1, 12, 2) float32 mm, centred.
+        probability: (128, 128, 64) float32 of wall, on the grid.
+        sdgs: (N, 128, 128, 64) float32 mm, the samples.
+        sdg: (128, 128, 64) float32 mm, their mean, closed at the apex.
+        cut: (128, 128, 12) float32 mm, sections of the mean in the planes of the slices, before it is closed.
+        agreement: as in `Reconstruction`.
+        capped: whether `apex.close_apex` had anything to close.
+    """
+
+    shifts: Floats
+    probability: Floats
+    sdgs: Floats
+    sdg: Floats
+    cut: Floats
+    agreement: Floats
+    capped: bool

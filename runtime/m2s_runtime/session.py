@@ -14,7 +14,7 @@ from m2s_runtime.frames import FrameRequest
 from m2s_runtime.inputs import discover
 from m2s_runtime.journal import SCHEMA, TABLE, Journal, Row
 from m2s_runtime.labels import check_scheme
-from m2s_runtime.options import Options
+from m2s_runtime.options import SPREAD_FORMATS, Options
 
 if TYPE_CHECKING:
     from m2s_runtime.bundle import Bundle
@@ -43,7 +43,11 @@ def open_reconstructor(
 
     bundle = load_bundle(model)
     bound = open_engine(bundle, engine=engine, device=device, threads=threads)
-    return bundle, bound, Reconstructor(bundle, bound, steps=options.steps, seed=options.seed, threads=bound.threads)
+    reconstructor = Reconstructor(
+        bundle, bound, steps=options.steps, seed=options.seed, threads=bound.threads,
+        samples=options.samples, refine=options.refine,
+    )  # fmt: skip
+    return bundle, bound, reconstructor
 
 
 class Session:
@@ -82,6 +86,9 @@ class Session:
         )
         if self._kernel == "scipy":
             self._reporter.note("the compiled distance kernel is missing: distances come from SciPy, approximate")
+        without = [name for name in self._options.formats if name not in SPREAD_FORMATS]
+        if self._options.samples > 1 and without:
+            self._reporter.note(f"{', '.join(without)}: without the spread, which {' and '.join(SPREAD_FORMATS)} hold")
 
     def run(self, *, dry_run: bool = False) -> bool:
         """Do every case; True when any of them failed.
@@ -89,7 +96,9 @@ class Session:
         Raises:
             OutputError: the output folder cannot be written.
         """
-        if not dry_run:
+        if dry_run:
+            self._journal.check()
+        else:
             self._journal.open()
         for problem in self._found.problems:
             self._reporter.say(f"{problem.name}: {problem.message}")
@@ -116,6 +125,9 @@ class Session:
     def _summarise(self, *, dry_run: bool) -> None:
         for text, count in self._reporter.decisions.most_common(5):
             self._reporter.note(f"labels: {text} ({count} case(s))")
+        if self._reporter.flagged:
+            flags = ", ".join(f"{flag} {count}" for flag, count in self._reporter.flags.most_common())
+            self._reporter.note(f"{self._reporter.flagged} case(s) flagged: {flags}")
         done = ", ".join(f"{count} {state}" for state, count in sorted(self._reporter.counts.items()))
         self._reporter.note(f"{done or 'nothing done'}" + ("" if dry_run else f"; see {self._out / TABLE}"))
 

@@ -25,7 +25,8 @@ def dumps(record: object) -> str:
 def loads(kind: type[T], text: str | bytes) -> T:
     """A `kind` from JSON: every field there, no other, each of its type; an int may stand for a float.
 
-    Understands str, int, float, bool, None, Literal, unions, tuples, `dict[str, ...]` and dataclasses of these.
+    Only a field with a default may be missing. Understands str, int, float, bool, None, Literal, unions, tuples,
+    `dict[str, ...]` and dataclasses of these.
 
     Raises:
         Misfit: not JSON, or not this shape.
@@ -70,12 +71,17 @@ def _fit(kind: Any, value: Any, where: str) -> Any:
 def _fit_record(kind: type, value: Any, where: str) -> Any:
     _checked(value, where, isinstance(value, dict), "an object")
     hints = get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(kind)]
-    unknown, missing = sorted(set(value) - set(names)), [n for n in names if n not in value]
+    fields = dataclasses.fields(kind)
+    unknown = sorted(set(value) - {f.name for f in fields})
+    missing = [f.name for f in fields if f.name not in value and _required(f)]
     if unknown or missing:
         faults = [f"unknown {n!r}" for n in unknown] + [f"missing {n!r}" for n in missing]
         raise Misfit(f"{where.lstrip('.') or 'top level'}: {', '.join(faults)}")
-    return kind(**{n: _fit(hints[n], value[n], f"{where}.{n}") for n in names})
+    return kind(**{n: _fit(hints[n], item, f"{where}.{n}") for n, item in value.items()})
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _fit_union(kind: Any, value: Any, where: str) -> Any:

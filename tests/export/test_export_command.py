@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from click.testing import CliRunner
 from tiny_run import save_checkpoint
 
 import m2s_export.bundle as publishing
@@ -71,7 +72,7 @@ def test_metadata_of_the_checkpoints_reach_the_manifest(training_run):
 
 def test_what_the_checkpoint_of_mcsr_says_is_passed_on(spoilt, nets, training_run):
     assert (training_run.licence, training_run.step_range_mm) == ("not stated", (10, 10))
-    told = {"licence": "GPL-3.0", "step_range_mm": "[5.0, 14]", "track_steps": "600", "polish": "400"}
+    told = {"licence": "GPL-3.0", "step_range_mm": "[5.0, 14]", "note": "MC-Net before it, alone: 600 steps"}
     save_checkpoint(spoilt, "mcsr", nets["mcsr"].state_dict(), **told)
     run = read_training_run(spoilt)
     assert (run.licence, run.step_range_mm) == ("GPL-3.0", (5, 14))
@@ -79,8 +80,23 @@ def test_what_the_checkpoint_of_mcsr_says_is_passed_on(spoilt, nets, training_ru
     draft = publishing.draft_manifest(plan, run.nets.preset, run.nets.latent_shape, 1.0, pool=True)
     assert loads(Manifest, dumps(draft)) == draft
     card = model_card(draft)
-    assert "mcsr: centroid track alone: 600 + 400 steps." in card
+    assert "mcsr: MC-Net before it, alone: 600 steps." in card
     assert "5 to 14 mm" in card
+
+
+def test_hardware_codebook_and_data_of_each_stage_reach_the_card(spoilt, nets):
+    save_checkpoint(spoilt, "mcsr", nets["mcsr"].state_dict(), data="hearts; then 8 pairs", note="MC-Net before it")
+    facts = {"hardware": "Some CPU, 2 threads", "torch": "2.13.0", "codebook": "gradient", "data": "hearts"}
+    save_checkpoint(spoilt, "vqvae", nets["vqvae"].state_dict(), **facts)
+    save_checkpoint(spoilt, "diffusion", nets["diffusion"].state_dict(), data="hearts")
+    run = read_training_run(spoilt)
+    told = run.training()
+    assert told.data == "mcsr: hearts; then 8 pairs; vqvae: hearts; diffusion: hearts"
+    assert run.training("mine").data == "mine"
+    plan = publishing.Plan("noted", told)
+    card = model_card(publishing.draft_manifest(plan, run.nets.preset, run.nets.latent_shape, 1.0, pool=True))
+    assert "vqvae: codebook by gradient (Eq. 1); on Some CPU, 2 threads, PyTorch 2.13.0." in card
+    assert "mcsr: MC-Net before it." in card
 
 
 @pytest.mark.parametrize("told", ["5 to 14", "[5]", "[14, 5]", "[0, 5]", "7", '["a", "b"]', "[5, NaN]"])
@@ -161,3 +177,20 @@ def test_without_the_extra_the_pip_line_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert export(monkeypatch, tmp_path, "--out", tmp_path / "b") == 5
     assert 'pip install "mask2surface[export]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", ["few_slices", "few_slices=many", "nonsense=3"])
+def test_a_limit_that_no_flag_has_is_refused(tmp_path, limit):
+    result = CliRunner().invoke(cli.export, [str(tmp_path), "--out", str(tmp_path / "b"), "--flag-limit", limit])
+    assert isinstance(result.exception, UsageProblem)
+
+
+def test_how_to_sample_reaches_the_manifest(training_run):
+    plan = publishing.Plan("p", training_run.training(), temperature=0.0, steps=1, spread_scale=1.5,
+                           flag_limits={"few_slices": 4})  # fmt: skip
+    preset, shape = training_run.nets.preset, training_run.nets.latent_shape
+    draft = publishing.draft_manifest(plan, preset, shape, 1.0, pool=True)
+    assert loads(Manifest, dumps(draft)) == draft
+    assert (draft.temperature, draft.steps, draft.sample_steps, draft.spread_scale) == (0.0, 1, 10, 1.5)
+    assert draft.flag_limits == {"few_slices": 4}
+    assert "from noise times 0; 10 steps for several samples" in model_card(draft)

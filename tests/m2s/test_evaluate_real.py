@@ -11,9 +11,19 @@ from click.testing import CliRunner
 from m2s.cli import evaluate
 from m2s.data.phantom import phantom
 from m2s.data.sdg import voxelise
-from m2s.evaluate.acdc import WallStack, acquired_section, evaluate_stack, groups, recut, summary, withheld
+from m2s.evaluate.acdc import (
+    StackFile,
+    WallStack,
+    acquired_section,
+    find_stacks,
+    groups,
+    left_out,
+    recut,
+    summary,
+    withheld,
+)
 from m2s.evaluate.methods import classical_method
-from m2s.evaluate.subject1081 import evaluate_subject, pool_centre, seat, smooth_surface
+from m2s.evaluate.subject1081 import PUBLISHED, GivenStack, OwnSimulation, pool_centre, seat, smooth_surface
 from m2s.metrics import dice
 from m2s_runtime.errors import UsageProblem
 from m2s_runtime.grid import CENTRE
@@ -92,7 +102,7 @@ def test_a_stack_too_short_to_hold_back_slices_keeps_its_other_figures(tmp_path)
     few = stack.wall.copy()
     few[:, :, held[4:]] = False
     _save(WallStack(few, stack.affine, ""), tmp_path / "short.nii.gz")
-    (row,) = evaluate_stack(tmp_path / "short.nii.gz", {"nni": classical_method("nni")}, "acdc")
+    (row,) = StackFile(tmp_path / "short.nii.gz").rows({"nni": classical_method("nni")})
     assert "error" not in row
     assert row["withheld"] is None
     assert str(row["withheld_error"]).startswith("range:")
@@ -126,13 +136,21 @@ def test_wrong_arguments_end_with_their_exit_codes(tmp_path):
     assert no_model.exit_code == 4
     (tmp_path / "1081_ED_HR_flip_clean.nii.gz").write_bytes(b"torn")
     torn = run.invoke(evaluate, ["subject1081", "--data", str(tmp_path), "--method", "nni"])
-    assert torn.exit_code == 2
+    assert torn.exit_code == 8
     assert torn.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in torn.stderr
     (tmp_path / "1081_ED_HR_flip_clean.nii.gz").unlink()
     assert run.invoke(evaluate, ["acdc", "--data", str(tmp_path / "missing")]).exit_code == 2
     assert run.invoke(evaluate, ["subject1081", "--data", str(tmp_path), "--method", "nni"]).exit_code == 3
-    assert run.invoke(evaluate, ["simulation", "--atlas", str(tmp_path), "--method", "nni"]).exit_code == 3
+    simulated = ["simulation", "--atlas", str(tmp_path), "--method", "nni"]
+    assert run.invoke(evaluate, simulated).exit_code == 3
+    law = run.invoke(evaluate, [*simulated, "--law", "wild"])
+    assert law.exit_code == 2
+    assert "--law wild: choose" in law.stderr
+    for command in ("spread", "flags"):
+        other = run.invoke(evaluate, [command, "--atlas", str(tmp_path), "--method", "nni"])
+        assert other.exit_code == 2
+        assert "leave --method away" in other.stderr
 
 
 def test_summary_counts_sound_surfaces_of_ringed_stacks():
@@ -179,8 +197,9 @@ def test_smooth_surface_follows_the_mesh_that_made_the_mask():
 @needs_subject
 @pytest.mark.data
 def test_published_predictions_score_as_their_readme_says():
-    rows = list(evaluate_subject(SUBJECT, {"nni": classical_method("nni")}, draws=1))
-    published = {str(r["setting"]): r for r in rows if r["method"] == "published MCSR-ETE"}
+    items = [OwnSimulation(SUBJECT, 0), GivenStack(SUBJECT, 1), GivenStack(SUBJECT, 2)]
+    rows = [row for item in items for row in item.rows({"nni": classical_method("nni")})]
+    published = {str(r["setting"]): r for r in rows if r["method"] == PUBLISHED}
 
     # The folder's README: 0.894 and 0.886 on the grid as it is; the half-voxel centring costs a little.
     assert published["given 1"]["dice"] == pytest.approx(0.894, abs=0.004)
@@ -189,3 +208,30 @@ def test_published_predictions_score_as_their_readme_says():
     nearest = {str(r["setting"]): r for r in rows if r["method"] == "nni"}
     assert 0.55 < nearest["simulated"]["dice"] < 0.72
     assert nearest["given 1"]["dice"] == pytest.approx(0.78, abs=0.04)
+
+
+def test_a_left_out_slice_is_a_gap_that_is_filled_better_by_distances_than_by_a_neighbour(tmp_path):
+    stack = _stack(10.0, 13)
+    # Towards the apex the rings on either side of a gap do not overlap, and their blend is empty.
+    stack.wall[:, :, np.flatnonzero(wall_slices(stack.wall))[-3:]] = False
+    blended, repeated = (left_out(classical_method(n), stack) for n in ("shape-based-uncorrected", "nni"))
+    assert blended > 0.85
+    assert blended > repeated + 0.02
+    held = np.flatnonzero(wall_slices(stack.wall))
+    few = stack.wall.copy()
+    few[:, :, held[1:-1]] = False
+    assert left_out(classical_method("nni"), WallStack(few, stack.affine, "")) is None
+
+
+def test_groups_come_from_the_table_beside_the_files(tmp_path):
+    for name in ("a", "b"):
+        _save(_stack(10.0, 13), tmp_path / f"{name}.nii.gz")
+    (tmp_path / "cases.csv").write_text("file,group\na.nii.gz,DCM\n")
+    files = find_stacks(tmp_path)
+    assert [file.group for file in files] == ["DCM", ""]
+    row = {"method": "m", "recut": 0.9, "sound": True, "ring_slices": 5, "left_out": 0.8}
+    table = summary([row | {"subject": "a", "group": "DCM"}, row | {"subject": "b", "group": "", "left_out": 0.6}])
+    assert "| m, DCM | 1 | 0 | 80.00 ± 0.00 |" in table
+    (tmp_path / "cases.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageProblem, match="cannot be read"):
+        find_stacks(tmp_path)

@@ -8,8 +8,9 @@ from scipy import ndimage
 
 from m2s.nets.blocks import fold_patches, realign, unfold_patches, upsample_nearest
 from m2s.nets.denoiser import Denoiser
-from m2s.nets.mcsr import DistanceSrNet, McsrNet, wall_centroids
+from m2s.nets.mcsr import DistanceSrNet, McsrNet
 from m2s.nets.presets import PRESETS, Preset
+from m2s.nets.slice_moments import wall_centroids
 from m2s.nets.vqvae import VectorQuantiser, VqVae
 from m2s_runtime import ddim
 from m2s_runtime.grid import CENTRE, GRID
@@ -121,7 +122,7 @@ def test_shapes_of_a_preset(preset: Preset) -> None:
     net, vq, denoiser = McsrNet(preset.mcsr).eval(), VqVae(preset.vqvae).eval(), None
     slices, pool = torch.randn(1, 1, 128, 128, 12), torch.rand(1, 12, 3) * 60
     with torch.no_grad():
-        shifts = net.shifts(slices, pool)[-1]
+        shifts = net.shifts(slices, pool)
         assert shifts.shape == (1, 12, 2)
         assert net.probability(slices, shifts).shape == (1, 1, 128, 128, 60)
         found, quantised = vq(torch.randn(1, 1, *GRID))
@@ -170,7 +171,7 @@ def test_wall_centroids_against_counting() -> None:
     np.testing.assert_allclose(area[0].numpy(), stack.sum((0, 1)), rtol=0.01)
 
 
-def test_motion_follows_a_common_translation() -> None:
+def test_untrained_motion_puts_the_centroids_on_one_point() -> None:
     """After centring, shifts of a stack moved as a whole differ by that move: position carries no shape."""
     net = McsrNet(PRESETS["tiny"].mcsr).eval()
     pool = torch.zeros(1, 12, 3)
@@ -194,6 +195,28 @@ def test_residual_target_returns_the_same_information_as_noise() -> None:
         eps, clean = denoiser(z, zc, t), denoiser.clean(z, zc, t)
     signal, spread = denoiser.levels(t)
     assert torch.allclose(signal * clean + spread * eps, z, atol=1e-4)
+
+
+@pytest.mark.parametrize("t", [0, 100, 400, 999])
+def test_an_untrained_residual_denoiser_is_right_for_gaussian_residuals(t: int) -> None:
+    """Against the regression of z_0 on z_t over many draws; its error against the spread of what is left."""
+    denoiser = Denoiser(PRESETS["tiny"].denoiser, 8).eval()
+    denoiser.residual.fill_(0.4)
+    for weight in denoiser.unet.out.parameters():
+        torch.nn.init.zeros_(weight)
+    generator = torch.Generator().manual_seed(t)
+    zc = torch.randn(4, 8, 8, 8, 8, generator=generator)
+    clean = zc + 0.4 * torch.randn(zc.shape, generator=generator)
+    levels = torch.full((4,), t)
+    signal, spread = denoiser.levels(levels)
+    z = signal * clean + spread * torch.randn(zc.shape, generator=generator)
+    with torch.no_grad():
+        error = denoiser.clean(z, zc, levels) - clean
+    off, residual = (z - signal * zc).flatten(), (clean - zc).flatten()
+    slope = (off @ residual) / (off @ off)
+    best = (slope * off - residual).square().mean()
+    assert float(error.square().mean()) == pytest.approx(float(best), rel=0.02)
+    assert float(error.std()) == pytest.approx(float(denoiser.uncertainty(levels)[0]), rel=0.03)
 
 
 def test_noise_levels_are_monais_linear_schedule() -> None:

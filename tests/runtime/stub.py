@@ -43,13 +43,18 @@ class StubResult:
     affine: np.ndarray
     flags: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    spread: np.ndarray | None = None
+    agreement: np.ndarray = field(default_factory=lambda: np.linspace(0.9, 1.0, 12, dtype=np.float32))
 
 
 class StubReconstructor:
-    """Repeats each slice five times. `trouble` maps a call number to what happens in that call."""
+    """Repeats each slice five times. `trouble` maps a call number to what happens in that call, `flags` to its flags.
 
-    def __init__(self, trouble=None):
-        self.trouble = trouble or {}
+    With `spread` every vertex gets that many millimetres.
+    """
+
+    def __init__(self, trouble=None, flags=None, spread=None):
+        self.trouble, self.flags, self.spread = trouble or {}, flags or {}, spread
         self.keys = []
 
     def reconstruct(self, canonical: Canonical, noise_key: str) -> StubResult:
@@ -63,9 +68,11 @@ class StubReconstructor:
         affine = canonical.placement.world((0.0, 0.0))
         shifts = np.zeros((12, 2), np.float32)
         shifts[canonical.masks.any(axis=(0, 1))] = (1.0, -2.0)
-        return StubResult(
-            extract_surface(sdg, affine), shifts, np.array([1.0, -2.0]), probability, sdg, affine, seconds={"mc": 0.25}
-        )
+        mesh = extract_surface(sdg, affine)
+        flags = self.flags.get(len(self.keys), ())
+        spread = None if self.spread is None else np.full(len(mesh.vertices), self.spread, np.float32)
+        common = np.array([1.0, -2.0])
+        return StubResult(mesh, shifts, common, probability, sdg, affine, flags, {"mc": 0.25}, spread)
 
 
 def meet(trouble):

@@ -39,6 +39,20 @@ def test_the_manifest_is_written_as_it_is_read():
     assert dumps(load_bundle(TOY).manifest) == (TOY / "manifest.json").read_text()
 
 
+def test_a_manifest_of_before_sampling_reads_as_it_was_meant(toy):
+    for name in ("temperature", "sample_steps", "spread_scale", "flag_limits"):
+        edit_manifest(toy, lambda document, name=name: document.pop(name))
+    manifest = load_bundle(toy).manifest
+    assert (manifest.temperature, manifest.spread_scale, manifest.flag_limits) == (1.0, 1.0, {})
+    assert manifest.sample_steps == 0
+
+
+def test_a_manifest_may_move_limits(toy):
+    edit_manifest(toy, lambda d: d.update(temperature=0.5, spread_scale=2, flag_limits={"torn_wall": 1}))
+    manifest = load_bundle(toy).manifest
+    assert (manifest.temperature, manifest.spread_scale, manifest.flag_limits) == (0.5, 2.0, {"torn_wall": 1.0})
+
+
 def test_reading_gives_the_listed_bytes():
     assert load_bundle(TOY).read("mc.onnx") == (TOY / "mc.onnx").read_bytes()
 
@@ -124,6 +138,12 @@ def test_links_that_leave_the_folder_are_refused(toy):
         (lambda d: d.update(scale_factor=0), "scale_factor"),
         (lambda d: d.update(steps=1001), "steps"),
         (lambda d: d["files"].pop("sr.onnx"), "sr.onnx is not listed"),
+        (lambda d: d.update(temperature=1.5), "temperature"),
+        (lambda d: d.update(temperature=-0.1), "temperature"),
+        (lambda d: d.update(spread_scale=0), "spread_scale"),
+        (lambda d: d.update(sample_steps=-1), "sample_steps"),
+        (lambda d: d.update(sample_steps=1001), "sample_steps"),
+        (lambda d: d.update(flag_limits={"torn_wall": 0.2, "tornwall": 0.2}), "no 'tornwall', only few_slices, torn"),
     ],
 )
 def test_what_this_runtime_cannot_drive_is_refused(toy, change, word):
@@ -141,6 +161,10 @@ def test_what_this_runtime_cannot_drive_is_refused(toy, change, word):
         (lambda d: d.update(steps=10.0), "steps"),
         (lambda d: d.update(slices="picture"), "slices"),
         (lambda d: d.update(requantise=True), "requantise"),
+        (lambda d: d.update(temperature="cold"), "temperature"),
+        (lambda d: d.update(flag_limits={"torn_wall": None}), "flag_limits.torn_wall"),
+        (lambda d: d.update(flag_limits={"torn_wall": float("nan")}), "NaN"),
+        (lambda d: d.update(flag_limits=[["torn_wall", 0.2]]), "flag_limits"),
         (lambda d: d.update(latent_shape=[64, 32, 32]), "latent_shape"),
         (lambda d: d["schedule"].update(prediction="v"), "schedule.prediction"),
         (lambda d: d["files"].update({"mc.onnx": "hash"}), "files.mc.onnx"),

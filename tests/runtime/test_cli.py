@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -128,6 +129,9 @@ def test_no_inputs_is_3(run, tmp_path, name):
         (["--format", "fbx"], "ply, stl, vtp, obj, glb"),
         (["--space", "lai"], "lps"),
         (["--steps", "0"], "--steps"),
+        (["--samples", "0"], "--samples"),
+        (["--samples", "1000"], "--samples"),
+        (["--refine", "-1"], "--refine"),
         (["--labels", "guess"], "--labels guess"),
         (["--labels", "myo=two"], "--labels myo=two"),
         (["--frames", "first"], "--frames"),
@@ -241,6 +245,85 @@ def test_dry_run_writes_nothing(run, folder, tmp_path):
     assert len(stdout.splitlines()) == 3
     assert stderr.count("would run") == 3
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def forbidden(tmp_path):
+    """A folder that may be read but not written."""
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    folder.chmod(0o555)
+    yield folder
+    folder.chmod(0o755)
+
+
+def test_a_dry_run_tells_that_the_output_could_not_be_written(run, folder, tmp_path, forbidden):
+    (tmp_path / "file").write_text("mine")
+    impossible = [tmp_path / "file", tmp_path / "file" / "out", tmp_path / ("x" * 300)]
+    if not os.access(forbidden, os.W_OK):  # root may write anywhere
+        impossible += [forbidden, forbidden / "new" / "out"]
+    for out in impossible:
+        code, stdout, stderr = run(folder, "-o", out, "--dry-run", "-q")
+        assert (code, stdout) == (6, "")
+        assert str(out) in stderr
+        assert run(folder, "-o", out, "-q")[0] == 6
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_dry_run_tells_that_the_disk_is_read_only(run, folder, tmp_path, monkeypatch):
+    def refuse(**_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    code, _, stderr = run(folder, "-o", tmp_path / "out", "--dry-run", "-q")
+    assert code == 6
+    assert "Read-only file system" in stderr
+
+
+@pytest.mark.parametrize("out", ["there", "new", "new/below"])
+def test_a_dry_run_leaves_the_output_as_it_is(run, folder, tmp_path, out):
+    (tmp_path / "there").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert run(folder, "-o", tmp_path / out, "--dry-run")[0] == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_labels_may_be_in_capitals(run, folder, tmp_path):
+    assert run(folder, "-o", tmp_path / "out", "--labels", "ACDC")[0] == 0
+    assert "complete since" in run(folder, "-o", tmp_path / "out", "--labels", "acdc")[2]
+    assert run(folder, "-o", tmp_path / "other", "--labels", "Myo=2")[0] == 0
+
+
+@pytest.mark.parametrize("option", ["--samples", "--refine"])
+def test_other_samples_or_refinement_do_the_cases_anew(run, folder, tmp_path, option):
+    run(folder, "-o", tmp_path / "out")
+    assert "complete since" not in run(folder, "-o", tmp_path / "out", option, "2")[2]
+    assert run(folder, "-o", tmp_path / "out", option, "2")[2].count("complete since") == 3
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["options"][option.strip("-")] == 2
+
+
+def test_flags_are_in_the_table_in_the_record_and_told_at_the_end(run, folder, tmp_path, monkeypatch):
+    flags = {1: ("torn_wall",), 3: ("torn_wall", "few_slices")}
+    stub = StubReconstructor(flags=flags)
+    monkeypatch.setattr(session, "open_reconstructor", lambda *_: (StubBundle(), StubEngine(), stub))
+    for _ in ("done now", "complete since an earlier run"):
+        stderr = run(folder, "-o", tmp_path / "out")[2]
+        assert "2 case(s) flagged: torn_wall 2, few_slices 1" in stderr.splitlines()
+    found = table(tmp_path / "out")
+    assert [found[case]["flags"] for case in "abc"] == ["torn_wall", "", "torn_wall few_slices"]
+    assert json.loads((tmp_path / "out" / "c" / "c.json").read_text())["row"]["flags"] == "torn_wall few_slices"
+    assert float(found["a"]["agreement_least"]) < float(found["a"]["agreement_mean"]) < 1
+
+
+def test_the_spread_is_in_the_table_and_formats_without_it_are_told(run, folder, tmp_path, monkeypatch):
+    stub = StubReconstructor(spread=0.75)
+    monkeypatch.setattr(session, "open_reconstructor", lambda *_: (StubBundle(), StubEngine(), stub))
+    stderr = run(folder, "-o", tmp_path / "out", "--samples", "3", "--format", "stl,ply,obj")[2]
+    assert "stl, obj: without the spread, which ply and vtp hold" in stderr
+    row = table(tmp_path / "out")["a"]
+    assert (row["spread_mean_mm"], row["spread_p95_mm"]) == ("0.75", "0.75")
+    assert b"spread_mm" in (tmp_path / "out" / "a" / "a.ply").read_bytes()[:400]
+    assert "without the spread" not in run(folder, "-o", tmp_path / "b", "--samples", "3")[2]
 
 
 def test_verbose_tells_decisions_and_times(run, folder, tmp_path):

@@ -60,6 +60,24 @@ def test_round_trip_in_both_spaces(mesh, kind, space):
     assert back.volume > 0
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_spread_goes_with_its_vertices_where_the_format_has_a_place(mesh, kind):
+    spread = np.linspace(0.1, 2.0, len(mesh.vertices), dtype=np.float32)
+    data, plain = (encode(mesh, kind, "lps", numbers) for numbers in (spread, None))
+    if kind == "ply":
+        assert b"property float z\nproperty float spread_mm\n" in data
+        table = read(data, kind).metadata["_ply_raw"]["vertex"]["data"]
+        np.testing.assert_allclose(np.column_stack([table[a] for a in "xyz"]), mesh.vertices * LPS, atol=1e-4)
+        np.testing.assert_array_equal(table["spread_mm"], spread)
+    elif kind == "vtp":
+        array = ET.fromstring(data).find(".//Piece/PointData[@Scalars='spread_mm']/DataArray")  # noqa: S314
+        assert array.get("Name") == "spread_mm"
+        np.testing.assert_array_equal(np.frombuffer(base64.b64decode(array.text)[8:], "<f4"), spread)
+    else:
+        assert data == plain
+    np.testing.assert_allclose(read(data, kind).triangles, read(plain, kind).triangles)
+
+
 @pytest.mark.parametrize("space", ["lps", "ras"])
 def test_the_space_tag_is_where_slicer_looks(mesh, space):
     tag = f"SPACE={space.upper()}".encode()

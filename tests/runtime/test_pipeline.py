@@ -107,6 +107,6 @@ def test_same_input_same_bytes_and_the_seed_matters(still, reconstructor) -> Non
 
 
 def test_every_stage_is_timed(still) -> None:
-    names = ["shifts", "super-resolution", "c-sdg", "encode", "denoise", "decode", "surface"]
+    names = ["shifts", "super-resolution", "c-sdg", "encode", "denoise", "decode", "agreement", "surface"]
     assert list(still[2].seconds) == names
     assert all(seconds > 0 for seconds in still[2].seconds.values())

@@ -162,8 +162,6 @@ def test_slice_axis_needs_a_clear_lead():
     [
         (straight_stack(closed=False), 8.0, "open_ring"),
         (straight_stack(taper=0.0), 8.0, "base_unclear"),
-        (straight_stack(), 3.0, "step_out_of_range"),
-        (straight_stack(7), 15.0, "step_out_of_range"),
     ],
 )
 def test_flags(wall, step, flag):
@@ -223,7 +221,7 @@ def test_real_stacks_are_accepted_base_first():
         right_ends_first = np.average(slices, weights=right) < np.average(slices, weights=wall > 0)
         canonical = canonicalise(labels == 2, image.affine)
         assert canonical.placement.flipped != right_ends_first, case["file"]
-        assert not {"base_unclear", "open_ring", "step_out_of_range"} & set(canonical.flags), case["file"]
+        assert not {"base_unclear", "open_ring"} & set(canonical.flags), case["file"]
         assert canonicalise(labels[:, :, ::-1] == 2, image.affine).placement.flipped == right_ends_first, case["file"]
 
 
@@ -243,3 +241,16 @@ def test_a_slice_without_wall_inside_the_stack_is_filled_and_flagged() -> None:
 def test_isotropic_volumes_say_that_the_slice_axis_was_guessed() -> None:
     affine, shape = scan((2.0, 2.0, 2.0), (64, 64, 50))
     assert "slice_axis_unclear" in canonicalise(Shell().sample(affine, shape) == 2, affine).flags
+
+
+def test_a_gap_between_rings_that_share_no_wall_is_a_ring():
+    """Near the apex a thin wall narrows by more than its thickness from slice to slice."""
+    x, y = np.mgrid[:128, :128] - 63.5
+    radius = np.hypot(x, y)
+    rings = [(radius < outer) & (radius > outer - 5) for outer in (34, 32, 28, 0, 15, 9)]
+    labels = np.stack(rings, axis=2)
+    found = canonicalise(labels, np.diag([1.0, 1.0, 10.0, 1.0]))
+    slices = found.placement.slices
+    gap = slices.index(3) if 3 in slices else slices.index(2) + 1
+    expected = (radius < 21.5) & (radius > 16.5)
+    assert dice(found.masks[:, :, gap], expected) > 0.95

@@ -1,6 +1,6 @@
 """The codec of manifests, on records of its own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
@@ -54,6 +54,22 @@ def test_an_int_stands_for_a_float_and_nothing_else_stands_in():
     for wrong in ("9" * 400, "9" * 5000, "true", '"2"', "null", "[2]", "1e999", "-Infinity"):
         with pytest.raises(Misfit):
             loads(Leaf, f'{{"kind": "a", "weight": {wrong}}}')
+
+
+@dataclass(frozen=True)
+class Later:
+    name: str
+    factor: float = 1.0
+    limits: dict[str, float] = field(default_factory=dict)
+
+
+def test_only_a_field_with_a_default_may_be_missing():
+    assert loads(Later, '{"name": "a"}') == Later("a")
+    assert loads(Later, '{"name": "a", "limits": {"b": 2}}') == Later("a", limits={"b": 2.0})
+    with pytest.raises(Misfit, match="missing 'name'"):
+        loads(Later, '{"factor": 2}')
+    with pytest.raises(Misfit, match="factor"):
+        loads(Later, '{"name": "a", "factor": null}')
 
 
 def test_the_message_says_where():

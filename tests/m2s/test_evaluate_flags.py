@@ -1,0 +1,228 @@
+"""Spoilt stacks, the flags they get, and the calibration of spreads, with pipelines that are made up."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from m2s.data.phantom import phantom
+from m2s.data.sdg import signed_distance_grid
+from m2s.data.simulate import Normal
+from m2s.evaluate import flags, spread
+from m2s.evaluate.degrade import SPOILERS, scanned
+from m2s.evaluate.hearts import Cohort, Subject, heart_truth
+from m2s.evaluate.methods import GRID_TO_MM, Network
+from m2s.evaluate.networks import Remembering
+from m2s.metrics import dice
+from m2s_runtime.errors import NotFinite, UsageProblem
+from m2s_runtime.grid import SPACING
+from m2s_runtime.placement import canonicalise
+from m2s_runtime.result import Reconstruction
+from m2s_runtime.slices import pool_features, wall_slices
+from m2s_runtime.surface import extract_surface
+
+COHORT = Cohort(Path("nowhere"))
+
+
+@pytest.fixture(scope="module")
+def heart():
+    return phantom(3)
+
+
+def _rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_a_stack_and_its_truth_share_a_frame(heart):
+    stack = scanned(heart, _rng(), Normal(0.0))
+    canonical = canonicalise(stack.wall, stack.affine)
+    truth = flags.true_mask(stack, heart.faces, canonical.placement)
+    held = np.flatnonzero(wall_slices(canonical.masks))
+    for slot in held[:-1]:
+        # At 10 mm every slice lies in the middle plane of its block.
+        assert dice(truth[:, :, 5 * slot + 2], canonical.masks[:, :, slot]) > 0.97
+
+
+@pytest.mark.parametrize("name", list(SPOILERS))
+def test_every_damage_does_what_it_says_and_is_repeatable(heart, name):
+    spoilt, again = (SPOILERS[name](heart, _rng(7)) for _ in range(2))
+    np.testing.assert_array_equal(spoilt.wall, again.wall)
+    still = scanned(heart, _rng(7))
+    held, before = (np.flatnonzero(wall_slices(s.wall)) for s in (spoilt, still))
+    area, area_before = spoilt.wall.sum(), still.wall.sum()
+    spacing, pools = np.linalg.norm(spoilt.affine[:3, :3], axis=0), pool_features(spoilt.wall)[:, 2]
+    checks = {
+        "none": area == area_before,
+        "apex missing": held[0] == before[0] and held[-1] < before[-1],
+        "base missing": held[0] > before[0] and held[-1] == before[-1],
+        "slices missing": len(held) < len(before) and held[0] == before[0] and held[-1] == before[-1],
+        "torn": area < area_before and (pools > 0).sum() < (pool_features(still.wall)[:, 2] > 0).sum(),
+        "eroded": area < 0.9 * area_before,
+        "dilated": area > 1.1 * area_before,
+        "giant": 12.5 <= spacing[2] <= 17 and spacing[0] == spacing[2] / 10,
+        "large motion": area > 0,
+        "jump": area > 0,
+        "wrong step": spacing[0] == 1 and not 8 < spacing[2] < 12.5,
+    }
+    assert checks[name]
+    if name in ("large motion", "jump"):
+        centres = np.array([np.argwhere(spoilt.wall[:, :, s]).mean(axis=0) for s in held])
+        usual = np.array([np.argwhere(still.wall[:, :, s]).mean(axis=0) for s in before])
+        assert np.ptp(centres, axis=0).max() > np.ptp(usual, axis=0).max()
+    middle = (spoilt.affine @ (0, 0, (before[0] + before[-1]) / 2, 1))[2]
+    low, high = spoilt.truth[:, 2].min(), spoilt.truth[:, 2].max()
+    assert low < middle < high
+
+
+@dataclass
+class Pipeline:
+    """Answers with a surface that is `off` mm too large everywhere, and an agreement that says so or not."""
+
+    heart: object
+    off: float = 0.0
+    agrees: float = 0.95
+    samples: int = 1
+    refuse: bool = False
+
+    @property
+    def manifest(self):
+        return SimpleNamespace(flag_limits={"few_slices": 2}, step_range_mm=(5.0, 14.0), spread_scale=2.0)
+
+    def reconstruct(self, canonical, _noise_key):
+        if self.refuse:
+            raise NotFinite("NaN")
+        to_grid = np.linalg.inv(canonical.placement.affine)
+        stack = scanned(self.heart, _rng(), Normal(0.0))
+        vertices = (stack.truth @ to_grid[:3, :3].T + to_grid[:3, 3]) * SPACING
+        sdg = signed_distance_grid(vertices, self.heart.faces) - np.float32(self.off)
+        mesh = extract_surface(sdg, canonical.placement.affine)
+        agreed = np.where(wall_slices(canonical.masks), np.float32(self.agrees), np.float32(np.nan))
+        none = np.zeros((12, 2), np.float32)
+        place = canonical.placement.affine
+        return Reconstruction(mesh, none, none[0], sdg, sdg, place, (), {}, None, agreed)
+
+
+def _row(monkeypatch, heart, pipeline, spoiler="none"):
+    monkeypatch.setattr(flags, "base_heart", lambda *_: heart)
+    (row,) = flags.SpoiltStack(COHORT, 1400, spoiler, 0).rows({"ours": Network("ours", Remembering(pipeline))})
+    return row
+
+
+def test_a_good_answer_is_not_flagged_and_a_bad_one_that_disagrees_is(monkeypatch, heart):
+    good = _row(monkeypatch, heart, Pipeline(heart))
+    assert good["dice"] > 0.99
+    assert flags.row_flags(good, json.loads(good["limits"])) == ()
+    bad = _row(monkeypatch, heart, Pipeline(heart, off=3.0, agrees=0.5))
+    assert bad["dice"] < 0.85
+    assert "slices_disagree" in flags.row_flags(bad, {})
+    assert flags.row_flags(bad, {"slices_disagree": 0.4, "slice_disagrees": 0.4, "few_slices": 2}) == ()
+    refused = _row(monkeypatch, heart, Pipeline(heart, refuse=True))
+    assert str(refused["error"]).startswith("not-finite")
+    text = flags.table([good, bad, refused], {"few_slices": 2}).splitlines()
+    assert text[2].startswith("| none | 3 | 1 | ")
+    assert "| 1 of 1 (100.0 %) | 0 of 1 (0.0 %) |" in text[2]
+    assert "| slices_disagree | 1 | 0 |" in text
+
+
+def test_the_heart_as_a_whole_may_lie_anywhere(heart):
+    moved = np.roll(heart.mask, (9, -7), (0, 1))
+    assert flags.placed_dice(heart.mask, moved) == 1
+    half = moved & (np.arange(60) < np.argwhere(moved)[:, 2].mean())
+    assert 0.4 < flags.placed_dice(heart.mask, half) < 0.7
+    assert flags.placed_dice(heart.mask, np.zeros_like(moved)) == 0
+
+
+def test_a_method_without_a_pipeline_is_refused(monkeypatch, heart):
+    monkeypatch.setattr(flags, "base_heart", lambda *_: heart)
+    with pytest.raises(UsageProblem, match="whole method"):
+        list(flags.SpoiltStack(COHORT, 1400, "none", 0).rows({"ours": lambda *_: None}))
+
+
+def _measured(dice_value, mean, least):
+    return {"spoilt": "x", "dice": dice_value, "slices_disagree": mean, "slice_disagrees": least, "few_slices": 8.0}
+
+
+def test_fitted_limits_separate_what_can_be_separated():
+    rows = [_measured(0.95, 0.93, 0.8) for _ in range(50)] + [_measured(0.7, 0.93, 0.4) for _ in range(20)]
+    rows += [_measured(0.6, 0.8, 0.8) for _ in range(20)] + [{"spoilt": "x", "error": "range: no"}]
+    limits = flags.fit_limits(rows, {"few_slices": 2.0})
+    assert limits["few_slices"] == 2.0
+    assert 0.8 < limits["slices_disagree"] <= 0.93
+    assert 0.4 < limits["slice_disagrees"] <= 0.8
+    found = flags.Caught.of(rows, limits)
+    assert (found.bad_flagged, found.bad, found.good_flagged, found.good) == (40, 40, 0, 50)
+
+
+def test_fitted_limits_do_not_flag_more_of_the_good_than_allowed():
+    rng = _rng(2)
+    rows = [_measured(0.95, m, 0.9) for m in rng.normal(0.9, 0.03, 400)]
+    rows += [_measured(0.7, m, 0.9) for m in rng.normal(0.86, 0.03, 400)]
+    found = flags.Caught.of(rows, flags.fit_limits(rows, {}))
+    assert found.good_flagged / found.good <= 0.08
+    # The best threshold at that rate of false alarms, from the two normal distributions.
+    assert found.bad_flagged / found.bad == pytest.approx(stats.norm.cdf(stats.norm.ppf(0.08) + 0.04 / 0.03), abs=0.12)
+
+
+def test_pairs_measure_vertices_in_the_frame_of_the_truth(heart):
+    truth = heart_truth(heart)
+    shifted = GRID_TO_MM.copy()
+    shifted[:3, 3] = (5.0, -3.0, 0.0)  # as placed, with a common shift
+    sdg = signed_distance_grid(heart.grid_vertices, heart.faces) - np.float32(1.0)
+    mesh = extract_surface(sdg, shifted)
+    one = np.full(len(mesh.vertices), 2.0, np.float32)
+    result = Reconstruction(mesh, None, None, sdg, sdg, shifted, (), {}, one, None)
+    values, error = spread.pairs(result, truth, scale=2.0)
+    assert np.median(error) == pytest.approx(1.0, abs=0.05)
+    np.testing.assert_array_equal(values, 1.0)
+    with pytest.raises(UsageProblem, match="two samples"):
+        spread.pairs(replace(result, spread=None), truth)
+
+
+def test_a_calibrated_spread_gets_the_scale_it_lacks():
+    rng = _rng(1)
+    true = rng.uniform(0.2, 2.0, 20_000)
+    error = np.abs(rng.normal(0, true))
+    scale = spread.fitted_scale(true / 3, error)
+    assert scale == pytest.approx(3, rel=0.02)
+    assert spread.coverage(true / 3, error, scale) == pytest.approx(0.9, abs=1e-3)
+    assert spread.coverage(true, error, 1.0) == pytest.approx(0.9, abs=0.01)
+    assert spread.spearman(true, error) == pytest.approx(stats.spearmanr(true, error).statistic)
+    assert spread.spearman(np.ones(5), np.arange(5.0)) == 0
+    with pytest.raises(UsageProblem, match="no spread"):
+        spread.fitted_scale(np.zeros(10), np.ones(10))
+
+
+def test_the_scale_is_fitted_on_one_cohort_and_scored_on_the_other(monkeypatch, heart):
+    def row(cohort, factor, seed):
+        rng = _rng(seed)
+        true = rng.uniform(0.2, 2.0, 300)
+        error = np.abs(rng.normal(0, factor * true))
+        text = " ".join(f"{s:.3g}:{e:.3g}" for s, e in zip(true, error, strict=True))
+        return {"cohort": cohort, "pairs": text, "spearman": 0.5, "error_mm": 1.0}
+
+    rows = [row("selection", 2.0, k) for k in range(30)] + [row("validation", 2.0, k) for k in range(50, 80)]
+    text = spread.table([*rows, {"cohort": "validation", "error": "empty: gone"}])
+    scale = float(text.rsplit(" ", 1)[1])
+    assert scale == pytest.approx(2, rel=0.05)
+    (scored,) = [line for line in text.splitlines() if line.startswith("| validation")]
+    cells = [cell.strip() for cell in scored.strip("|").split("|")]
+    assert cells[1] == "30"
+    assert float(cells[-1].removesuffix(" %")) == pytest.approx(90, abs=1.5)
+    assert float(cells[-2].removesuffix(" %")) < 70
+
+    truth = heart_truth(heart)
+    monkeypatch.setattr(spread, "subject", lambda *_: Subject("h", heart, truth))
+
+    class Spreading(Pipeline):
+        def reconstruct(self, canonical, noise_key):
+            result = super().reconstruct(canonical, noise_key)
+            return replace(result, spread=np.arange(1, len(result.mesh.vertices) + 1, dtype=np.float32))
+
+    methods = {"ours": Network("ours", Remembering(Spreading(heart)))}
+    (found,) = spread.SpreadStack(COHORT, 1400, 0).rows(methods)
+    assert len(str(found["pairs"]).split()) == 300
+    assert -1 <= found["spearman"] <= 1
