@@ -1,8 +1,6 @@
 """Shared building blocks: residual block, patch (un)folding, re-alignment by hat-function matrices."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -96,15 +94,3 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Switches mixed precision off for products of millimetres, where bfloat16 would cost 0.05 mm."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-
-
-def mlp(widths: Sequence[int], *, last_zero: bool = False) -> nn.Sequential:
-    """Linear layers with SiLU between them; `last_zero` starts the output at zero."""
-    layers: list[nn.Module] = []
-    for a, b in pairwise(widths):
-        layers += [nn.Linear(a, b), nn.SiLU()]
-    last = layers[-2]
-    if last_zero and isinstance(last, nn.Linear):
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-    return nn.Sequential(*layers[:-1])

@@ -25,8 +25,8 @@ from m2s_runtime.slices import centre_shifts, pool_features, signed_distance
 
 Masks = npt.NDArray[np.bool_]
 
-_NO_APEX: Final = 0.25
-"""Share of stacks that end above the apex."""
+NO_APEX: Final = 0.25
+"""Share of the stacks of `compact` that end above the apex."""
 _TOLD: Final = 0.5
 """Share of stacks whose shifts are true ones with an error instead of MC-Net's."""
 
@@ -41,10 +41,18 @@ class StackSource(StoredHearts):
     """Simulated stacks of stored hearts under the eight symmetries of the square."""
 
     def __init__(
-        self, folder: Path, spec: StoreSpec, size: McsrSize, seed: int, law: MotionLaw, noise_mm: float
+        self,
+        folder: Path,
+        spec: StoreSpec,
+        size: McsrSize,
+        seed: int,
+        law: MotionLaw,
+        noise_mm: float,
+        no_apex: float = 0.0,
     ) -> None:
+        """`noise_mm` is the largest rms of the contour noise, `no_apex` the share of stacks that end above the apex."""
         super().__init__(folder, spec)
-        self._size, self._seed, self._law, self._noise = size, seed, law, noise_mm
+        self._size, self._seed, self._law, self._noise, self._no_apex = size, seed, law, noise_mm, no_apex
 
     def batch(self, step: int, size: int) -> Arrays:
         """Inputs, shifts (B, 12, 2), clean slices (B, 1, 128, 128, 12) and masks (B, 1, 128, 128, 60).
@@ -58,7 +66,7 @@ class StackSource(StoredHearts):
         mask = symmetry(self.store.mask(int(rng.integers(len(self.store)))), int(rng.integers(8)))
         noise = self._noise * rng.uniform() if rng.uniform() < 0.5 else 0.0
         stack = simulate_stack(mask, rng, self._law, noise=noise)
-        if rng.uniform() < _NO_APEX:
+        if rng.uniform() < self._no_apex:
             stack, mask = lose_apex(stack, mask, int(rng.choice((1, 2), p=(0.75, 0.25))))
         guess: Arrays = {"guess": stack.shifts + stray(rng), "told": np.array(rng.uniform() < _TOLD)}
         return sample_arrays(stack, mask, self._size) | guess
@@ -104,7 +112,6 @@ class McsrStage:
     def __init__(self, size: McsrSize, source: StackSource, selection: HeartStore, facts: Facts) -> None:
         self.size, self.source, self.facts = size, source, facts
         self.model: nn.Module = McsrNet(size)
-        self._selection_store = selection
         self._selection = [_selection_sample(selection, k, size) for k in range(min(len(selection), 24))]
 
     def adopt_motion(self, weights: dict[str, Tensor], metadata: Facts) -> None:

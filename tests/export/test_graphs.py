@@ -73,18 +73,21 @@ def test_decode_takes_the_scale_back(reference, engine, nets, training_run):
 
 
 def test_denoise_returns_noise_whatever_the_net_estimates(engine, training_run):
-    # Target `residual` with an answer near zero: eps = (z - sqrt(a) zc) / sqrt(1 - a).
+    # Target `residual`: z_0 is normal about zc with spread r, z = s z_0 + n noise; the net sees the standardised offset
+    # and answers in units of the standard deviation of z_0 given z.
     shape = (1, *training_run.nets.latent_shape)
     z, zc = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
     level = 500
     eps = engine.run("denoise", {"z": z, "zc": zc, "t": np.array([level])})["eps"]
-    bar = alpha_bars()[level]
-    answer = (z - np.sqrt(1 - bar) * eps) / np.sqrt(bar) - zc
+    bar, nets = alpha_bars()[level], rounded(training_run.nets)
+    r = float(nets.denoiser.residual)
+    variance = 1 / (1 / r**2 + bar / (1 - bar))
+    mean = variance * (zc / r**2 + z * np.sqrt(bar) / (1 - bar))
+    offset = (z - np.sqrt(bar) * zc) / np.sqrt(bar * r**2 + 1 - bar)
     with torch.no_grad():
-        wanted = rounded(training_run.nets).denoiser.unet(
-            torch.from_numpy(np.concatenate([z, zc], 1)), torch.tensor([level])
-        )
-    np.testing.assert_allclose(answer, wanted.numpy(), atol=1e-3)
+        answer = nets.denoiser.unet(torch.from_numpy(np.concatenate([offset, zc], 1)).float(), torch.tensor([level]))
+    clean = mean + np.sqrt(variance) * answer.numpy()
+    np.testing.assert_allclose(eps, (z - np.sqrt(bar) * clean) / np.sqrt(1 - bar), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", GRAPHS)

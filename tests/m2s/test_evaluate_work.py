@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from counted import items
 
 from m2s.evaluate.networks import ModelOptions
 from m2s.evaluate.rows import RowFile
@@ -19,31 +20,11 @@ from m2s_runtime.errors import NotFinite, UsageProblem
 
 
 @dataclass(frozen=True)
-class Counted:
-    """Appends a line to a file for each method that it is scored with."""
-
-    name: str
-    log: Path
-    seconds: float = 0.0
-
-    def rows(self, methods):
-        for method in methods:
-            time.sleep(self.seconds)
-            with self.log.open("a") as file:
-                file.write(f"{self.name} {method} {os.getpid()}\n")
-            yield {"subject": self.name, "method": method, "dice": 0.5}
-
-
-@dataclass(frozen=True)
 class Refused:
     name: str = "refused"
 
     def rows(self, _methods):
         raise NotFinite("a network returned NaN")
-
-
-def _items(log, count=4, seconds=0.0):
-    return [Counted(f"s{k}", log, seconds) for k in range(count)]
 
 
 def test_rows_survive_the_disk_and_a_torn_last_line(tmp_path):
@@ -75,27 +56,27 @@ def test_a_file_of_another_kind_is_left_alone(tmp_path):
 
 def test_only_what_is_missing_is_done(tmp_path):
     log, path = tmp_path / "log", tmp_path / "rows.csv"
-    list(evaluate(_items(log, 2), Setup(("nni",)), RowFile(path)))
-    found = list(evaluate(_items(log, 3), Setup(("nni", "shape-based")), RowFile(path)))
+    list(evaluate(items(log, 2), Setup(("nni",)), RowFile(path)))
+    found = list(evaluate(items(log, 3), Setup(("nni", "shape-based")), RowFile(path)))
     lines = [line.rsplit(" ", 1)[0] for line in log.read_text().splitlines()]
     assert lines == ["s0 nni", "s1 nni", "s0 shape-based", "s1 shape-based", "s2 nni", "s2 shape-based"]
     assert sorted((r["item"], r["method"]) for rows in found for r in rows) == sorted(
         tuple(line.split()) for line in lines
     )
-    assert [len(rows) for rows in evaluate(_items(log, 3), Setup(("nni",)), RowFile(path))] == [1, 1, 1]
+    assert [len(rows) for rows in evaluate(items(log, 3), Setup(("nni",)), RowFile(path))] == [1, 1, 1]
     assert len(log.read_text().splitlines()) == 6
 
 
 def test_rows_of_other_options_are_refused(tmp_path):
     log, path = tmp_path / "log", tmp_path / "rows.csv"
-    list(evaluate(_items(log, 1), Setup(("nni",)), RowFile(path)))
+    list(evaluate(items(log, 1), Setup(("nni",)), RowFile(path)))
     with pytest.raises(UsageProblem, match="another model or other options"):
-        list(evaluate(_items(log, 1), Setup(("nni",), ModelOptions(seed=5)), RowFile(path)))
+        list(evaluate(items(log, 1), Setup(("nni",), ModelOptions(seed=5)), RowFile(path)))
 
 
 def test_several_processes_do_each_item_once(tmp_path):
     log, path = tmp_path / "log", tmp_path / "rows.csv"
-    found = list(evaluate(_items(log, 4, 0.2), Setup(("nni",)), RowFile(path), jobs=2))
+    found = list(evaluate(items(log, 4, 0.2), Setup(("nni",)), RowFile(path), jobs=2))
     assert sorted(rows[0]["item"] for rows in found) == ["s0", "s1", "s2", "s3"]
     lines = [line.split() for line in log.read_text().splitlines()]
     assert sorted(name for name, _, _ in lines) == ["s0", "s1", "s2", "s3"]
@@ -115,14 +96,14 @@ def test_a_refused_item_is_a_row_and_nothing_but_refusals_is_an_error(tmp_path):
 def test_a_killed_evaluation_loses_nothing_that_was_done(tmp_path):
     script = tmp_path / "killed.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
         "from pathlib import Path\n"
-        "from test_evaluate_work import _items\n"
+        "from counted import items\n"
         "from m2s.evaluate.rows import RowFile\n"
         "from m2s.evaluate.work import Setup, evaluate\n"
         "if __name__ == '__main__':\n"
         "    here = Path(sys.argv[1])\n"
-        "    list(evaluate(_items(here / 'log', 50, 0.2), Setup(('nni',)), RowFile(here / 'rows.csv'), jobs=2))\n"
+        "    list(evaluate(items(here / 'log', 50, 0.2), Setup(('nni',)), RowFile(here / 'rows.csv'), jobs=2))\n"
     )
     run = subprocess.Popen([sys.executable, str(script), str(tmp_path)])
     path, log = tmp_path / "rows.csv", tmp_path / "log"
@@ -139,8 +120,8 @@ def test_a_killed_evaluation_loses_nothing_that_was_done(tmp_path):
         time.sleep(0.05)
     assert not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids), "workers outlived their parent"
     log.unlink()
-    items = [item for item in _items(log, 50) if item.name in kept or item.name == "s49"]
-    list(evaluate(items, Setup(("nni",)), RowFile(path)))
+    left = [item for item in items(log, 50) if item.name in kept or item.name == "s49"]
+    list(evaluate(left, Setup(("nni",)), RowFile(path)))
     assert {line.split()[0] for line in log.read_text().splitlines()} == {"s49"} - kept
 
 
