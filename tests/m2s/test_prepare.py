@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on(maps, tmp_path):
         [sys.executable, "-c", "from m2s.train.cli import main; main()", *command], start_new_session=True
     )
     deadline = time.monotonic() + 300
-    while not list(out.glob("*.npz")) and child.poll() is None and time.monotonic() < deadline:
+    while not list(out.glob("[!.]*.npz")) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
