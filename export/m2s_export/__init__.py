@@ -1,1 +1,1 @@
-"""From a training run to a model bundle: five ONNX graphs, checked against PyTorch before they are published."""
+"""From a training run to a model bundle, checked against PyTorch before it is published, and on to TensorRT engines."""

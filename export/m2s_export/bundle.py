@@ -3,9 +3,13 @@
 import contextlib
 import hashlib
 import logging
+import os
+import platform
+import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,41 +22,50 @@ import torch
 from m2s.nets.presets import Preset
 from m2s_export.card import model_card
 from m2s_export.graphs import Graph, graphs
-from m2s_export.parity import TorchEngine, check_graph
+from m2s_export.half import half_graphs
+from m2s_export.judge import Judge
 from m2s_export.precision import rounded, store_half
-from m2s_export.samples import phantom_hearts, phantom_stack, realistic_inputs
-from m2s_export.surfaces import check_surfaces
+from m2s_export.references import TorchEngine
 from m2s_export.to_onnx import check, to_onnx
 from m2s_export.training_run import NOT_STATED, TrainingRun
 from m2s_runtime import ddim, grid
 from m2s_runtime.atomic import write_bytes, write_text
 from m2s_runtime.bundle import MANIFEST, Bundle, load_bundle
-from m2s_runtime.engines import Engine, open_engine
+from m2s_runtime.engines import open_engine
 from m2s_runtime.errors import OutputError
-from m2s_runtime.manifest import SCHEMA, FileEntry, Manifest, Parity, Schedule, Training, signatures
-from m2s_runtime.session import version
+from m2s_runtime.manifest import SCHEMA, FileEntry, Flavour, Manifest, Parity, Schedule, Training, signatures
+from m2s_runtime.shift_error import NO_ERROR, Deviations
 from m2s_runtime.strict_json import dumps
+from m2s_runtime.versions import version
 
 _LOG: Final = logging.getLogger(__name__)
 CARD: Final = "MODEL_CARD.md"
+_HOST: Final = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_WORKSHOP: Final = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-[^.]*\.new")
+_STALE_SECONDS: Final = 86400.0
 _SURFACE_CASES: Final = 2
 _NOT_YET: Final = Parity("", "", {}, None, 0)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to publish: everything that the tensors themselves do not say."""
+    """What to publish: everything that the tensors themselves do not say.
+
+    `half` stores weights in float16, `float16` adds graphs that also compute in it.
+    """
 
     name: str
     training: Training
     licence: str = NOT_STATED
     step_range_mm: tuple[float, float] = (grid.NOMINAL_STEP, grid.NOMINAL_STEP)
     half: bool = True
+    float16: bool = False
     notes: str = ""
     surface_cases: int = _SURFACE_CASES
     temperature: float = 1.0
     steps: int = ddim.DEFAULT_STEPS
     spread_scale: float = 1.0
+    shift_error_mm: Deviations = NO_ERROR
     flag_limits: dict[str, float] = field(default_factory=dict[str, float])
 
 
@@ -89,6 +102,7 @@ def draft_manifest(
         temperature=plan.temperature,
         sample_steps=ddim.DEFAULT_STEPS,
         spread_scale=plan.spread_scale,
+        shift_error_mm=plan.shift_error_mm,
         flag_limits=plan.flag_limits,
     )
 
@@ -119,10 +133,10 @@ def publish(modules: Mapping[str, Graph], draft: Manifest, out: Path, plan: Plan
         for name, graph in modules.items():
             _LOG.info("exporting graph %s", name)
             write_graph(folder / f"{name}.onnx", to_onnx(graph), half=plan.half)
-        write_manifest(folder, draft)
+        flavours = {"float16": _write_half(folder, modules, plan)} if plan.float16 else {}
+        write_manifest(folder, replace(draft, flavours=flavours))
         _LOG.info("comparing with PyTorch")
-        parity = measure(modules, load_bundle(folder), plan)
-        measured = replace(draft, parity=parity)
+        measured = measure(modules, load_bundle(folder), plan)
         write_text(folder / CARD, model_card(measured, plan.notes))
         write_manifest(folder, measured)
         load_bundle(folder)
@@ -145,19 +159,30 @@ def write_manifest(folder: Path, draft: Manifest) -> Manifest:
     return manifest
 
 
-def measure(modules: Mapping[str, Graph], bundle: Bundle, plan: Plan) -> Parity:
-    """Parity of a bundle with the modules it was made from.
+def measure(modules: Mapping[str, Graph], bundle: Bundle, plan: Plan) -> Manifest:
+    """The manifest with the parity of ONNX Runtime with the modules that the bundle was made from.
+
+    Other engines are proven on the published bundle, by `m2s-export --check BUNDLE --record`.
 
     Raises:
-        ParityError: it deviates.
+        ParityError: it deviates, in float32 or in a flavour.
     """
-    reference: Engine = TorchEngine(modules, bundle)
-    exported = open_engine(bundle, "onnx", "cpu")
-    real = realistic_inputs(modules, bundle.manifest)
-    found = {n: check_graph(n, reference, exported, [g.inputs, real[n]]) for n, g in modules.items()}
-    stacks = (phantom_stack(heart) for heart in phantom_hearts(plan.surface_cases))
-    p95 = check_surfaces(bundle, reference, exported, stacks) if plan.surface_cases else None
-    return Parity(exported.description, str(torch.__version__), found, p95, plan.surface_cases)
+    judge = Judge(bundle, TorchEngine(modules, bundle), plan.surface_cases)
+
+    def parity(precision: str) -> Parity:
+        return judge.parity(open_engine(bundle, "onnx", "cpu", precision=precision), precision, str(torch.__version__))
+
+    flavours = {name: replace(f, parity=parity(name)) for name, f in bundle.manifest.flavours.items()}
+    return replace(bundle.manifest, parity=parity("float32"), flavours=flavours)
+
+
+def _write_half(folder: Path, modules: Mapping[str, Graph], plan: Plan) -> Flavour:
+    files: dict[str, str] = {}
+    for name, graph in half_graphs(modules).items():
+        _LOG.info("exporting graph %s in float16", name)
+        files[name] = f"{name}.float16.onnx"
+        write_graph(folder / files[name], to_onnx(graph), half=plan.half)
+    return Flavour(files)
 
 
 def commit() -> str:
@@ -175,6 +200,20 @@ def commit() -> str:
     return told.stdout.strip()
 
 
+def refuse_existing(out: Path, *, overwrite: bool) -> None:
+    """Before hours of work, and again before writing.
+
+    Raises:
+        OutputError: there is something at `out` that may not go.
+    """
+    if not out.exists() and not out.is_symlink():
+        return
+    if not overwrite:
+        raise OutputError(f"{out}: exists already; add --overwrite to replace it, or choose another --out")
+    if not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise OutputError(f"{out}: is no bundle, and only a bundle is overwritten; choose another --out")
+
+
 def _entry(path: Path) -> FileEntry:
     data = path.read_bytes()
     return FileEntry(hashlib.sha256(data).hexdigest(), len(data))
@@ -185,10 +224,10 @@ def _workshop(out: Path, *, overwrite: bool) -> Generator[Path]:
     """A temporary folder beside `out`, renamed to it when the block ends well and removed when it does not."""
     try:
         _sweep(out)
-        if out.exists() and not overwrite:
-            raise OutputError(f"{out}: exists already; add --overwrite to replace it, or choose another --out")
+        refuse_existing(out, overwrite=overwrite)
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".new", dir=out.parent))
+        prefix = f".{out.name}.{_HOST}-{os.getpid()}-"
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".new", dir=out.parent))
     except OSError as error:
         if isinstance(error, OutputError):
             raise
@@ -196,6 +235,7 @@ def _workshop(out: Path, *, overwrite: bool) -> Generator[Path]:
     try:
         yield folder
         folder.chmod(0o755)
+        refuse_existing(out, overwrite=overwrite)  # another run may have been quicker
         _swap(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -215,6 +255,23 @@ def _sweep(out: Path) -> None:
     old = out.with_name(f".{out.name}.old")
     if old.exists() and not out.exists():
         old.rename(out)
-    for leftover in [old, *out.parent.glob(f".{out.name}.*.new")]:
+    for leftover in [old, *filter(_abandoned, out.parent.glob(f".{out.name}.*.new"))]:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(leftover)
+
+
+def _abandoned(folder: Path) -> bool:
+    """Whether the run that worked there is gone; where its process cannot be asked for, a day is long enough."""
+    made = _WORKSHOP.fullmatch(folder.name)
+    if made and made[1] == _HOST and os.name != "nt":
+        try:
+            os.kill(int(made[2]), 0)
+        except ProcessLookupError:
+            return True
+        except (PermissionError, OverflowError):
+            pass
+        return False
+    try:
+        return time.time() - folder.stat().st_mtime > _STALE_SECONDS
+    except FileNotFoundError:
+        return False

@@ -20,7 +20,7 @@ def model_card(manifest: Manifest, notes: str = "") -> str:
         ("Slices are given as", _slices(manifest)),
         ("Latent", f"{'x'.join(map(str, manifest.latent_shape))}, scale factor {manifest.scale_factor:.6g}"),
         ("Sampling", f"DDIM, {manifest.steps} steps, {manifest.timestep_spacing} spacing, {_noise(manifest)}"),
-        ("Arithmetic", f"{manifest.precision}, weights stored as {manifest.stored_weights}"),
+        ("Arithmetic", f"{_arithmetic(manifest)}, weights stored as {manifest.stored_weights}"),
     ]
     stages = [f"| {n} | {s.steps} | {s.seed} | {s.seconds / 3600:.2f} |" for n, s in training.stages.items()]
     noted = [f"\n{n}: {s.note}." for n, s in training.stages.items() if isinstance(s, NotedStage)]
@@ -48,6 +48,10 @@ def _slices(manifest: Manifest) -> str:
     if manifest.slices == "mask":
         return "binary masks"
     return f"signed in-plane distances, clipped at {manifest.clip_mm:g} mm"
+
+
+def _arithmetic(manifest: Manifest) -> str:
+    return " or ".join((manifest.precision, *manifest.flavours))
 
 
 def _noise(manifest: Manifest) -> str:

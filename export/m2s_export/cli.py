@@ -1,24 +1,62 @@
-"""`m2s-export`: a training run in, a bundle out."""
+"""`m2s-export`: a training run in, a bundle or TensorRT engines out; and bundles checked again."""
 
 import logging
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
-from m2s_runtime.errors import EngineError, Stop, UsageProblem
+from m2s_runtime.bundle import MANIFEST, load_bundle
+from m2s_runtime.errors import BundleError, EngineError, Stop, UsageProblem
+from m2s_runtime.shift_error import Deviations
+from m2s_runtime.text import clean
 
+_BUG: Final = 1
 _INTERRUPTED: Final = 130
+_TARGETS: Final = ("current", "sm86", "sm89", "sm120")
+
+_BUNDLE: Final = {
+    "source", "out", "engine", "precision", "overwrite", "store", "data", "data_licence", "licence", "notes",
+    "temperature", "steps", "spread_scale", "shift_error", "flag_limit", "surfaces",
+}  # fmt: skip
+_TAKES: Final = {
+    "--import-monai-generative": {"imported", "out", "preset", "scale_factor", "overwrite"},
+    "--check": {"check", "source", "record", "surfaces", "engine_dir"},
+    "--engine trt": _BUNDLE | {"target", "engine_dir"},
+    "--engine onnx": _BUNDLE,
+}
+"""What is to be done -> the parameters that mean something then."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", required=False, type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the bundle, e.g. models/mine.")
 @click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder of the bundle, e.g. models/mine."
+    "--engine",
+    type=click.Choice(["onnx", "trt"]),
+    default="onnx",
+    show_default=True,
+    help="onnx makes a bundle, trt TensorRT engines of one.",
 )
-@click.option("--engine", type=click.Choice(["onnx"]), default="onnx", show_default=True, expose_value=False)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="float16 adds graphs that compute in it to the bundle, and builds engines from these.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(_TARGETS),
+    default="current",
+    show_default=True,
+    help="GPU to build engines for: the one here, or RTX 30, 40, 50 ahead of time.",
+)
+@click.option("--engine-dir", type=click.Path(path_type=Path), help="Cache of engines.  [default: the user's own]")
 @click.option(
     "--store",
     type=click.Choice(["float16", "float32"]),
@@ -51,27 +89,201 @@ _INTERRUPTED: Final = 130
     show_default=True,
     help="Calibration of the spread, as m2s-eval spread finds it.",
 )
+@click.option(
+    "--shift-error",
+    default="0,0,0,0,0",
+    metavar="ALONE,TILT,BEND,THIRD,FOURTH",
+    help="How wrong the slice shifts are in mm, as m2s-eval spread finds it; samples then differ by it too.",
+)
 @click.option("--flag-limit", multiple=True, metavar="NAME=VALUE", help="Limit of a flag; may be repeated.")
-@click.option("--overwrite", is_flag=True, help="Replace a bundle already at --out.")
-def export(source: Path, out: Path, store: str, data: str | None, data_licence: str | None, licence: str | None,
-           notes: Path | None, temperature: float, steps: int, spread_scale: float, flag_limit: tuple[str, ...],
-           *, overwrite: bool) -> None:  # fmt: skip
-    """Turn the training run in the folder SOURCE into a model bundle.
+@click.option(
+    "--surfaces",
+    type=click.IntRange(0),
+    help="Procedural hearts whose surfaces are compared; 0 for networks that know none yet.  "
+    "[default: 2; 20 with --check and SOURCE or --record]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a bundle, checkpoint or engine that is there.")
+@click.option(
+    "--check",
+    metavar="BUNDLE",
+    help="Compare a bundle with the training run SOURCE, or without one with its graphs evaluated in NumPy.",
+)
+@click.option("--record", is_flag=True, help="With --check: note in the manifest which engines passed.")
+@click.option(
+    "--import-monai-generative",
+    "imported",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Make weights of the old package's DiffusionModelUNet the diffusion stage of the run --out.",
+)
+@click.option("--preset", default="paper", show_default=True, help="Of the imported weights.")
+@click.option(
+    "--scale-factor",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="What the latents of the imported weights were multiplied by.",
+)
+def export(source: Path | None, out: Path | None, engine: str, **given: Any) -> None:  # noqa: ANN401 - declared above
+    """Turn the training run SOURCE into a model bundle.
 
-    Every graph is compared with PyTorch first; a bundle that deviates is not published.
+    Every graph is compared with PyTorch first; a bundle that deviates is not published. With --engine trt, turn
+    the bundle SOURCE (default: the installed one) into TensorRT engines instead. With --check, judge a bundle.
+
+    Exit codes: 0 ok, 1 bug, 2 usage, 3 no inputs, 4 bundle or parity, 5 device or engine, 6 output, 130 interrupted.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("m2s_export").setLevel(logging.INFO)
-    text = notes.read_text(encoding="utf-8") if notes else ""
-    half = store == "float16"
-    sampling = {
-        "temperature": temperature,
-        "steps": steps,
-        "spread_scale": spread_scale,
-        "flag_limits": _limits(flag_limit),
-    }
-    export_run(source, out, half=half, data=data, data_licence=data_licence, licence=licence, notes=text,
-               sampling=sampling, overwrite=overwrite)  # fmt: skip
+    out = out.resolve() if out else None
+    task = "--import-monai-generative" if given["imported"] else "--check" if given["check"] else f"--engine {engine}"
+    _refuse_strays(task)
+    if given["imported"]:
+        import_weights(given["imported"], _wanted(out, "the run that the weights are for"), given)
+    elif given["check"]:
+        check(given["check"], source, given)
+    elif engine == "trt":
+        build(source, out, given)
+    else:
+        if source is None:
+            raise UsageProblem("SOURCE is missing: give the folder of a training run, made by m2s-train")
+        export_run(source, _wanted(out, "the folder of the bundle, e.g. models/mine"), given)
+
+
+def _refuse_strays(task: str) -> None:
+    """An option that would be left aside is most likely a misunderstanding."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        told = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if told and name not in _TAKES[task]:
+            flag = parameter.opts[-1] if isinstance(parameter, click.Option) else name.upper()
+            takers = [other for other, takes in _TAKES.items() if name in takes and other != "--engine onnx"]
+            only = f", only with {' or '.join(takers)}" if takers else ""
+            raise UsageProblem(f"{flag}: means nothing with {task}{only}")
+
+
+def _wanted(out: Path | None, what: str) -> Path:
+    if out is None:
+        raise UsageProblem(f"--out is missing: give {what}")
+    return out
+
+
+def export_run(source: Path, out: Path, given: Mapping[str, Any]) -> None:
+    """Makes a bundle of a training run; `given` are the options of `export`.
+
+    Raises:
+        Stop: of the kinds that `read_training_run` and `publish` raise, or an extra that is not installed.
+    """
+    if (source / MANIFEST).is_file():
+        raise UsageProblem(f"{source}: a bundle already; add --engine trt to build engines of it")
+    notes, limits = _notes(given["notes"]), _limits(given["flag_limit"])
+    try:
+        from m2s_export.bundle import Plan, publish_run, refuse_existing
+        from m2s_export.training_run import read_training_run
+    except ImportError as error:
+        raise _missing(error) from error
+    refuse_existing(out, overwrite=given["overwrite"])
+    run = read_training_run(source)
+    plan = Plan(
+        out.name, run.training(given["data"], given["data_licence"]), given["licence"] or run.licence,
+        run.step_range_mm, half=given["store"] == "float16", float16=given["precision"] == "float16",
+        surface_cases=2 if given["surfaces"] is None else given["surfaces"], temperature=given["temperature"],
+        steps=given["steps"], spread_scale=given["spread_scale"], notes=notes, flag_limits=limits,
+        shift_error_mm=_deviations(given["shift_error"]),
+    )  # fmt: skip
+    bundle = publish_run(run, out, plan, overwrite=given["overwrite"])
+    size = sum(entry.size for entry in bundle.manifest.files.values()) / 1e6
+    parity = bundle.manifest.parity
+    worst = max(parity.graphs.values(), key=lambda g: g.max_abs).max_abs
+    p95 = "not compared" if parity.surface_p95_mm is None else f"{parity.surface_p95_mm:.2g} mm"
+    click.echo(f"{bundle.path}: {size:.1f} MB, largest deviation {worst:.2g}, surfaces {p95}")
+
+
+def _deviations(told: str) -> Deviations:
+    try:
+        alone, tilt, bend, third, fourth = (float(word) for word in told.split(","))
+    except ValueError as error:
+        raise UsageProblem(f"--shift-error {told}: give five numbers in mm with commas between") from error
+    return alone, tilt, bend, third, fourth
+
+
+def build(source: Path | None, out: Path | None, given: Mapping[str, Any]) -> None:
+    """Builds TensorRT engines of a bundle, of the default one without a source, or of a run exported to `out` first.
+
+    Raises:
+        Stop: of the kinds that `build_engines` and `export_run` raise.
+    """
+    from m2s_export.engines import build_engines
+
+    if source is not None and source.is_dir() and not (source / MANIFEST).is_file():
+        export_run(source, _wanted(out, "the folder of the bundle to make of the run first"), given)
+        source = out
+    elif out is not None:
+        raise UsageProblem("--out: SOURCE is a bundle already; --engine-dir says where its engines go")
+    bundle = load_bundle(source)
+    rows: list[Sequence[str]] = []
+    built = build_engines(bundle, given["target"], given["precision"], given["engine_dir"], anew=given["overwrite"])
+    for row in built:
+        seconds = "in the cache" if row.seconds is None else f"{row.seconds:.1f}"
+        scratch = "" if row.scratch_mb is None else f"{row.scratch_mb:.0f}"
+        rows.append(
+            (row.graph, row.key.precision, row.key.arch, seconds, f"{row.megabytes:.1f}", str(row.layers), scratch)
+        )
+    _table(("graph", "precision", "for", "seconds", "MB", "layers", "scratch MB"), rows)
+
+
+def check(wanted: str, run: Path | None, given: Mapping[str, Any]) -> None:
+    """Judges a bundle and prints the findings.
+
+    Raises:
+        BundleError: a gate does not hold.
+        Stop: of the kinds that `load_bundle` and `check_bundle` raise.
+    """
+    bundle = load_bundle(wanted)
+    try:
+        from m2s_export.recheck import check_bundle, record
+    except ImportError as error:
+        raise _missing(error) from error
+    # Evaluating a graph in NumPy takes seconds: few hearts for a glance, many for what is recorded.
+    usual = 20 if run or given["record"] else 2
+    cases = usual if given["surfaces"] is None else given["surfaces"]
+    verdict = check_bundle(bundle, run, cases, given["engine_dir"])
+    click.echo(f"{bundle.path} compared with {verdict.reference}\n")
+    marks = {True: "ok", False: "FAILED", None: ""}
+    rows = [(f.what, f.engine, f.found, f.gate, marks[f.passed]) for f in verdict.findings]
+    _table(("what", "engine", "largest deviation", "allowed", ""), rows)
+    if given["record"]:
+        record(bundle, verdict)
+    if verdict.failed:
+        raise BundleError(f"{bundle.path}: {verdict.failed} of {len(rows)} gates do not hold; export it anew")
+
+
+def import_weights(file: Path, run: Path, given: Mapping[str, Any]) -> None:
+    """Writes the diffusion checkpoint of a run.
+
+    Raises:
+        Stop: of the kinds that `import_denoiser` raises.
+    """
+    try:
+        from m2s.nets.presets import PRESETS
+        from m2s_export.old_monai import import_denoiser
+    except ImportError as error:
+        raise _missing(error) from error
+    if given["preset"] not in PRESETS:
+        raise UsageProblem(f"--preset {given['preset']}: choose {' or '.join(PRESETS)}")
+    preset = PRESETS[given["preset"]]
+    click.echo(import_denoiser(file, run, preset, given["scale_factor"], overwrite=given["overwrite"]))
+
+
+def _missing(error: ImportError) -> EngineError:
+    return EngineError(f'm2s-export needs PyTorch and onnx ({error}); run `pip install "mask2surface[export]"`')
+
+
+def _notes(file: Path | None) -> str:
+    try:
+        return file.read_text(encoding="utf-8") if file else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageProblem(f"--notes {file}: no text in UTF-8 ({error})") from error
 
 
 def _limits(told: tuple[str, ...]) -> dict[str, float]:
@@ -86,32 +298,13 @@ def _limits(told: tuple[str, ...]) -> dict[str, float]:
     return limits
 
 
-def export_run(source: Path, out: Path, *, half: bool = True, data: str | None = None, data_licence: str | None = None,
-               licence: str | None = None, notes: str = "", sampling: Mapping[str, Any] | None = None,
-               overwrite: bool = False) -> None:  # fmt: skip
-    """See `export`; `sampling` are the fields of `Plan` that tell the runtime how to sample and what to flag.
-
-    Raises:
-        Stop: of the kinds that `read_training_run` and `publish` raise, or an extra that is not installed.
-    """
-    try:
-        from m2s_export.bundle import Plan, publish_run
-        from m2s_export.training_run import read_training_run
-    except ImportError as error:
-        raise EngineError(
-            f'm2s-export needs PyTorch and onnx ({error}); run `pip install "mask2surface[export]"`'
-        ) from error
-    run = read_training_run(source)
-    training = run.training(data, data_licence)
-    plan = Plan(out.name, training, licence or run.licence, run.step_range_mm, half=half, notes=notes,
-                **(sampling or {}))  # fmt: skip
-    bundle = publish_run(run, out, plan, overwrite=overwrite)
-    size = sum(entry.size for entry in bundle.manifest.files.values()) / 1e6
-    parity = bundle.manifest.parity
-    worst = max(parity.graphs.values(), key=lambda g: g.max_abs).max_abs
-    click.echo(
-        f"{bundle.path}: {size:.1f} MB, largest deviation {worst:.2g}, surfaces {parity.surface_p95_mm or 0:.2g} mm"
-    )
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Markdown, padded so that it also reads well as it is."""
+    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (head, *rows)]
+    lines.insert(1, ["-" * width for width in widths])
+    for line in lines:
+        click.echo(f"| {' | '.join(line)} |")
 
 
 def main() -> None:
@@ -125,5 +318,10 @@ def main() -> None:
         click.echo("interrupted", err=True)
         sys.exit(_INTERRUPTED)
     except Stop as error:
-        click.echo(f"m2s-export: {error}", err=True)
+        click.echo(f"m2s-export: {clean(str(error))}", err=True)
         sys.exit(error.exit_code)
+    except Exception:  # noqa: BLE001 - the last line of defence: a bug is reported as one
+        click.echo(
+            traceback.format_exc() + "m2s-export: this is a bug; please report it with the lines above", err=True
+        )
+        sys.exit(_BUG)

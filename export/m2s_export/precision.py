@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from m2s_export.graphs import Nets
+from m2s_runtime.errors import UsageProblem
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,7 +42,7 @@ def round_weights(module: M) -> M:
     Biases, norms and the codebook stay as they are.
 
     Raises:
-        ValueError: a weight is not finite or beyond the range of float16.
+        UsageProblem: a weight is not finite or beyond the range of float16.
     """
     copied = copy.deepcopy(module)
     with torch.no_grad():
@@ -50,7 +51,7 @@ def round_weights(module: M) -> M:
                 continue
             half = weight.half()
             if not half.isfinite().all():
-                raise ValueError(f"weight {name} holds a number that float16 cannot: export with --store float32")
+                raise UsageProblem(f"weight {name} holds a number that float16 cannot: export with --store float32")
             weight.copy_(half.float())
     return copied
 

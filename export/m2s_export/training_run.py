@@ -20,6 +20,8 @@ from m2s_runtime.grid import NOMINAL_STEP
 from m2s_runtime.manifest import NotedStage, Stage, Training
 
 STAGES: Final = ("mcsr", "vqvae", "diffusion")
+DECODER: Final = "decoder"
+"""The stage that a run may do without: `vqvae` with a decoder that has learnt to read the denoiser's latents."""
 CHECKPOINT: Final = "best.safetensors"
 NOT_STATED: Final = "not stated"
 _CODEBOOKS: Final = {"ema": "moving averages", "gradient": "gradient (Eq. 1)"}
@@ -64,18 +66,25 @@ class TrainingRun:
 def read_training_run(folder: Path) -> TrainingRun:
     """Builds the networks of the run's preset and loads `mcsr`, `vqvae` and `diffusion/best.safetensors`.
 
+    Where there is `decoder/best.safetensors` its decoder takes the place of the one in `vqvae`.
+
     Raises:
         NoInputs: a checkpoint is missing.
-        UsageProblem: the checkpoints are of different presets, or do not fit the networks of theirs.
+        UsageProblem: the checkpoints are of different presets, do not fit the networks of theirs, or the decoder was
+            trained on another encoder.
     """
-    loaded = {stage: _load(folder / stage / CHECKPOINT) for stage in STAGES}
+    stages = (*STAGES, DECODER) if (folder / DECODER / CHECKPOINT).is_file() else STAGES
+    loaded = {stage: _load(folder / stage / CHECKPOINT) for stage in stages}
     metadata = {stage: m for stage, (_, m) in loaded.items()}
     weights = {stage: w for stage, (w, _) in loaded.items()}
     preset = _preset(folder, metadata)
+    vqvae = _filled(VqVae(preset.vqvae), weights["vqvae"], folder / "vqvae" / CHECKPOINT)
+    if DECODER in weights:
+        vqvae = _with_decoder(vqvae, weights[DECODER], folder / DECODER / CHECKPOINT)
     nets = Nets(
         preset,
         _filled(McsrNet(preset.mcsr), weights["mcsr"], folder / "mcsr" / CHECKPOINT),
-        _filled(VqVae(preset.vqvae), weights["vqvae"], folder / "vqvae" / CHECKPOINT),
+        vqvae,
         _filled(Denoiser(preset.denoiser, preset.vqvae.dim), weights["diffusion"], folder / "diffusion" / CHECKPOINT),
         _scale_factor(folder, metadata["diffusion"]),
     )
@@ -83,8 +92,12 @@ def read_training_run(folder: Path) -> TrainingRun:
 
 
 def _stage(metadata: Metadata) -> Stage | NotedStage:
-    steps, seed = int(metadata.get("step", "0")), int(metadata.get("seed", "0"))
-    seconds = float(metadata.get("seconds", "0"))
+    try:
+        steps, seed = int(metadata.get("step", "0")), int(metadata.get("seed", "0"))
+        seconds = float(metadata.get("seconds", "0"))
+    except ValueError as error:
+        where = f"{metadata.get('stage', 'a stage')}/{CHECKPOINT}"
+        raise UsageProblem(f"{where}: step, seed or seconds in its metadata is no number ({error})") from error
     note = "; ".join(_notes(metadata))
     return NotedStage(steps, seed, seconds, note) if note else Stage(steps, seed, seconds)
 
@@ -140,6 +153,15 @@ def _filled(net: N, weights: dict[str, Tensor], path: Path) -> N:
     if broken:
         raise UsageProblem(f"{path}: {broken[0]} is not finite; train the stage again")
     return net.eval()
+
+
+def _with_decoder(vqvae: VqVae, weights: dict[str, Tensor], path: Path) -> VqVae:
+    """The network of stage `decoder`, if it encodes as `vqvae` does; else its latents would mean something else."""
+    known = vqvae.state_dict()
+    changed = [n for n, t in weights.items() if not n.startswith("decoder") and n in known and not t.equal(known[n])]
+    if changed:
+        raise UsageProblem(f"{path}: was trained on another encoder than vqvae/{CHECKPOINT} has; train it again")
+    return _filled(vqvae, weights, path)
 
 
 def _scale_factor(folder: Path, metadata: Metadata) -> float:

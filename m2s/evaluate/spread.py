@@ -6,7 +6,7 @@ hearts. Nothing but it is fitted, and it leaves the rank correlation alone.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,12 @@ from m2s.evaluate.laws import motion_law
 from m2s.evaluate.methods import Method, canonical_from_stack
 from m2s.evaluate.networks import pipeline_behind
 from m2s.evaluate.scores import Row, Truth
+from m2s.evaluate.shift_error import deviations
 from m2s.evaluate.simulation import noise_key
 from m2s_runtime.errors import UsageProblem
 from m2s_runtime.grid import SPACING
 from m2s_runtime.result import Reconstruction
+from m2s_runtime.slices import wall_slices
 
 Floats = npt.NDArray[np.float64]
 
@@ -55,6 +57,8 @@ class SpreadStack:
     def rows(self, methods: Mapping[str, Method]) -> Iterator[Row]:
         """One row with the rank correlation, and pairs of spread and error (mm) in the column `pairs`.
 
+        `shift_errors` holds x and y of what the shifts are wrong by, mm, slice by slice.
+
         Raises:
             UsageProblem: the runtime drew a single sample.
         """
@@ -66,7 +70,7 @@ class SpreadStack:
         pipeline = pipeline_behind(methods["ours"])
         result = pipeline.reconstruct(canonical_from_stack(stack), noise_key(heart.id, self.draw, self.seed))
         spread, error = pairs(result, truth, pipeline.manifest.spread_scale)
-        kept = " ".join(f"{s:.3g}:{e:.3g}" for s, e in zip(spread[:_KEPT], error[:_KEPT], strict=True))
+        kept = _spelt(np.stack([spread, error], axis=1)[:_KEPT])
         yield {
             "subject": heart.id,
             "draw": self.draw,
@@ -76,6 +80,7 @@ class SpreadStack:
             "spearman": spearman(spread, error),
             "error_mm": float(error.mean()),
             "pairs": kept,
+            "shift_errors": _spelt((result.shifts - stack.shifts)[wall_slices(stack.slices)]),
         }
 
 
@@ -133,7 +138,8 @@ def table(rows: Sequence[Row]) -> str:
     Raises:
         UsageProblem: see `fitted_scale`.
     """
-    scale = fitted_scale(*_pooled([row for row in rows if row.get("cohort") == "selection"]))
+    fitting = [row for row in rows if row.get("cohort") == "selection"]
+    scale = fitted_scale(*_pooled(fitting))
     heading = f"Spearman, pooled | Spearman in a stack | {BAND:.0%} band holds, unscaled | scaled by {scale:.3f}"
     lines = [f"| hearts | stacks | error mm | {heading} |", "|---" * 7 + "|"]
     for name, role in (("selection", "fitted on"), ("validation", "scored on")):
@@ -148,10 +154,20 @@ def table(rows: Sequence[Row]) -> str:
                 *(f"{100 * coverage(spread, error, s):.1f} %" for s in (1.0, scale)),
             ]
             lines.append(f"| {name} ({role}) | {len(mine)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"spread_scale for the manifest: {scale:.3f}"])
+    shifts = ",".join(f"{mm:.2f}" for mm in deviations(_read(row.get("shift_errors")) for row in fitting))
+    told = [f"--shift-error for the manifest: {shifts}", f"--spread-scale, once the samples have it: {scale:.3f}"]
+    return "\n\n".join(["\n".join(lines), *told])
 
 
 def _pooled(rows: Sequence[Row]) -> tuple[Floats, Floats]:
-    both = [pair.split(":") for row in rows for pair in str(row.get("pairs") or "").split()]
-    values = np.array(both, np.float64).reshape(-1, 2)
+    values = np.concatenate([_read(row.get("pairs")) for row in rows] or [np.zeros((0, 2))])
     return values[:, 0], values[:, 1]
+
+
+def _spelt(pairs: npt.NDArray[np.floating[Any]]) -> str:
+    """(N, 2) numbers for a cell of the table."""
+    return " ".join(f"{a:.3g}:{b:.3g}" for a, b in pairs)
+
+
+def _read(cell: object) -> Floats:
+    return np.array([pair.split(":") for pair in str(cell or "").split()], np.float64).reshape(-1, 2)

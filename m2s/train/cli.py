@@ -1,4 +1,4 @@
-"""`m2s-train mcsr|vqvae|diffusion RUN`: the three stages, each resumable, all in one run folder.
+"""`m2s-train mcsr|vqvae|diffusion RUN`: the three stages, each resumable, all in one run folder; then `decoder`.
 
 `m2s-train mcsr RUN --init WEIGHTS --data PAIRS` fine-tunes on real pairs; `m2s-train pairs` simulates such pairs.
 """
@@ -166,6 +166,12 @@ def diffusion(**options: object) -> None:
 
 
 @main.command()
+def decoder(**options: object) -> None:
+    """Teach the decoder to read the denoiser's latents; optional, after the diffusion, not for preset paper."""
+    _run("decoder", options)
+
+
+@main.command()
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--atlas", type=click.Path(exists=True, file_okay=False), help="Hearts of the shape atlas in this folder."
@@ -182,7 +188,7 @@ def pairs(out: Path, atlas: str | None, motion: str, *, phantom: bool, hearts: i
 
 main.add_command(prepare)
 
-for _command in (mcsr, vqvae, diffusion):
+for _command in (mcsr, vqvae, diffusion, decoder):
     for _option in reversed(_OPTIONS):
         _option(_command)
 
@@ -199,7 +205,7 @@ def _stage(stage: "StageName", options: dict[str, object]) -> None:
     if job.init is not None and job.data is not None:
         _fine_tune(job, job.init, job.data)
     else:
-        {"mcsr": _mcsr, "vqvae": _vqvae, "diffusion": _diffusion}[stage](job)
+        {"mcsr": _mcsr, "vqvae": _vqvae, "diffusion": _diffusion, "decoder": _decoder}[stage](job)
 
 
 def _guarded(work: Callable[[], None]) -> None:
@@ -356,6 +362,34 @@ def _diffusion(job: Job) -> None:
     stage = kind(preset, source, scale, nets[1], judge, job.facts(store.spec), min(10, len(selection)))
     plan = recipe(job.preset, "diffusion", job.hearts if job.published else count, **job.changes)
     _report(fit(stage, plan, job.run / "diffusion", device=job.device, quiet=job.quiet))
+
+
+def _decoder(job: Job) -> None:
+    import torch
+
+    from m2s.nets.denoiser import Denoiser
+    from m2s.train.checkpoint import load_weights
+    from m2s.train.decoder import DecoderStage, SurfaceSource
+    from m2s.train.loop import fit
+    from m2s.train.pairs import make_pairs, selection_maker, training_maker
+    from m2s.train.recipes import recipe
+
+    preset = PRESETS[job.preset]
+    if preset.denoiser.target != "residual":
+        raise UsageProblem(f"preset {preset.name} decodes as published: m2s-train decoder is for compact and tiny")
+    nets = _trained(job)
+    denoiser = Denoiser(preset.denoiser, preset.vqvae.dim)
+    weights, told = load_weights(job.run / "diffusion" / "best.safetensors")
+    denoiser.load_state_dict(weights)
+    store, selection = job.store("training", distances=True), job.store("selection", distances=True)
+    maker, judge = training_maker(store, *nets, job.seed, job.threads), selection_maker(selection, *nets, job.threads)
+    pairs = make_pairs(job.run / "pairs", maker, PAIRS_A_HEART * job.hearts, job.workers)
+    scale = float(told["scale_factor"])
+    torch.manual_seed(job.seed)
+    source = SurfaceSource(pairs, maker, job.seed, scale)
+    stage = DecoderStage(nets[1], denoiser, scale, source, judge, job.facts(store.spec), min(20, len(selection)))
+    plan = recipe(job.preset, "decoder", source.count, **job.changes)
+    _report(fit(stage, plan, job.run / "decoder", device=job.device, quiet=job.quiet))
 
 
 def _fine_tune(job: Job, init: Path, data: Path) -> None:

@@ -182,10 +182,10 @@ def claim(run: Path, initial: Initial) -> Path:
 
 
 def adopt_other_stages(run: Path, init: Path) -> list[str]:
-    """Copies the finished `vqvae` and `diffusion` beside `init` into the run, so that it can be exported."""
+    """Copies the other finished stages beside `init` into the run, so that it can be exported."""
     source = init if init.is_dir() else init.parent.parent
     copied: list[str] = []
-    for stage in ("vqvae", "diffusion"):
+    for stage in ("vqvae", "diffusion", "decoder"):
         given, wanted = source / stage / "best.safetensors", run / stage / "best.safetensors"
         if given.is_file() and not wanted.exists():
             wanted.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ simulated stacks. Encoding costs more than a training step of the denoiser, so p
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -59,18 +59,29 @@ class PairMaker:
 
     def grids(self, index: int) -> tuple[Floats, Floats]:
         """C-SDG and true SDG of heart `index` modulo the store's size, under a random symmetry."""
+        slices, mask, truth = self._drawn(index)
+        if slices is None:
+            wall = to_grid(mask.astype(np.float32), NOMINAL_STEP) >= 0.5
+            return coarse_sdg(wall, self.threads), truth
+        return coarse_sdg(self._super_resolved(slices), self.threads), truth
+
+    def truth(self, index: int) -> Floats:
+        """The true SDG of a pair alone, without asking MCSR-Net: (128, 128, 64) mm."""
+        return self._drawn(index)[2]
+
+    def _drawn(self, index: int) -> tuple[Masks | None, Masks, Floats]:
+        """The simulated slices (None for a perfect mask), the mask and the true SDG of a pair."""
         rng = keyed_rng("pair", self.seed, index)
         heart, which = index % len(self.store), int(rng.integers(8))
         mask, truth = symmetry(self.store.mask(heart), which), symmetry(self.store.distance(heart), which)
         if rng.uniform() < self.perfect:
-            wall = to_grid(mask.astype(np.float32), NOMINAL_STEP) >= 0.5
-            return coarse_sdg(wall, self.threads), truth
+            return None, mask, truth
         noise = self.noise_mm * rng.uniform() if rng.uniform() < 0.5 else 0.0
         stack = simulate_stack(mask, rng, self.law, noise=noise)
         if rng.uniform() < self.no_apex:
             stack, moved = lose_apex(stack, mask, 1)
             truth = _along_z(truth, UPSAMPLING * _slices_moved(mask, moved))
-        return coarse_sdg(self._super_resolved(stack.slices), self.threads), truth
+        return stack.slices, mask, truth
 
     def latents(self, index: int) -> tuple[Floats, Floats]:
         """Quantised latents (zc, zs), each (D, X', Y', Z'), not yet scaled."""
@@ -174,15 +185,27 @@ class PairSource:
         errors = [np.square(np.subtract(s[:, 1], s[:, 0], dtype=np.float32)).mean() for s in read_shards(self._folder)]
         return self._scale * float(np.sqrt(np.mean(errors)))
 
+    @property
+    def count(self) -> int:
+        """How many pairs there are."""
+        return len(self._opened()) * SHARD
+
+    def pairs(self, pick: Sequence[int]) -> Floats:
+        """(B, 2, D, X', Y', Z') latents zc and zs of the named pairs, scaled."""
+        shards = self._opened()
+        return self._scale * np.stack([shards[k // SHARD][k % SHARD] for k in pick]).astype(np.float32)
+
     def batch(self, step: int, size: int) -> Arrays:
         """`zc` and `zs` (B, D, X', Y', Z'), `t` (B,) int64 uniform in 0..999 and the `noise`."""
-        if not self._shards:
-            self._shards = list(read_shards(self._folder))
         rng = keyed_rng("diffusion", self._seed, step)
-        pick = rng.integers(len(self._shards) * SHARD, size=size)
-        pairs = self._scale * np.stack([self._shards[k // SHARD][k % SHARD] for k in pick]).astype(np.float32)
+        pairs = self.pairs([int(k) for k in rng.integers(self.count, size=size)])
         noise = rng.standard_normal(pairs[:, 0].shape, dtype=np.float32)
         return {"zc": pairs[:, 0], "zs": pairs[:, 1], "t": rng.integers(0, TRAIN_STEPS, size), "noise": noise}
+
+    def _opened(self) -> list[npt.NDArray[np.float16]]:
+        if not self._shards:
+            self._shards = list(read_shards(self._folder))
+        return self._shards
 
 
 def read_shards(folder: Path) -> Iterator[npt.NDArray[np.float16]]:

@@ -36,8 +36,8 @@ from typing import Final, Literal
 
 from m2s.train.loop import Recipe
 
-StageName = Literal["mcsr", "vqvae", "diffusion"]
-Task = Literal["motion", "mcsr", "vqvae", "diffusion", "fine-tuning"]
+StageName = Literal["mcsr", "vqvae", "diffusion", "decoder"]
+Task = Literal["motion", "mcsr", "vqvae", "diffusion", "decoder", "fine-tuning"]
 
 STACKS_A_MASK: Final = 12
 """Misaligned stacks that the paper simulates of each mask; they make an epoch of MCSR-Net."""
@@ -56,6 +56,7 @@ _RECIPES: Final[dict[str, dict[Task, Recipe]]] = {
         "mcsr": Recipe(steps=20_000, batch=4, rate=6e-4, schedule="cosine", average=0.995, validate_every=250),
         "vqvae": Recipe(steps=20_000, batch=2, rate=1e-3, schedule="cosine", average=0.99, validate_every=250),
         "diffusion": Recipe(steps=40_000, batch=16, rate=4e-4, schedule="cosine", average=0.998, validate_every=500),
+        "decoder": Recipe(steps=1_000, batch=8, rate=4e-4, schedule="cosine", average=0.99, validate_every=150),
         "fine-tuning": Recipe(steps=2_000, batch=4, rate=2e-4, schedule="cosine", average=0.99, validate_every=100),
     },
     "tiny": {
@@ -63,6 +64,7 @@ _RECIPES: Final[dict[str, dict[Task, Recipe]]] = {
         "mcsr": Recipe(steps=20, batch=2, rate=1e-3, schedule="cosine", average=0.9, validate_every=10),
         "vqvae": Recipe(steps=20, batch=2, rate=1e-3, schedule="cosine", average=0.9, validate_every=10),
         "diffusion": Recipe(steps=20, batch=2, rate=1e-3, schedule="cosine", average=0.9, validate_every=10),
+        "decoder": Recipe(steps=20, batch=2, rate=1e-3, schedule="cosine", average=0.9, validate_every=10),
         "fine-tuning": Recipe(steps=20, batch=2, rate=1e-3, schedule="cosine", average=0.9, validate_every=10),
     },
 }

@@ -1,24 +1,33 @@
 """One source after the other: read, choose frames, reconstruct, record. A bad case ends itself, never the batch."""
 
-import hashlib
+import contextlib
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from m2s_runtime.errors import CaseError, Stop
+from m2s_runtime import atomic
+from m2s_runtime.anonymise import without_names
+from m2s_runtime.cine import Shifts, Vectors, by_source, by_stack, shared_shifts
+from m2s_runtime.cine_record import remember, series_path
+from m2s_runtime.errors import CaseError, Occupied, Stop, UnreadableVolume
 from m2s_runtime.frames import FrameRequest, frame_name
+from m2s_runtime.grid import SPACING
 from m2s_runtime.inputs import Source
-from m2s_runtime.journal import Journal, Record, Row
+from m2s_runtime.journal import Journal, Record, Row, Seen, source_seen
 from m2s_runtime.labels import LabelDecision, wall_mask
+from m2s_runtime.nifti_files import digest_of
 from m2s_runtime.options import Options
+from m2s_runtime.outcome import Outcome
 from m2s_runtime.outputs import case_files
 from m2s_runtime.placement import Canonical, canonicalise, slice_axis
-from m2s_runtime.slices import BoolArray, wall_slices
+from m2s_runtime.pvd import series
+from m2s_runtime.shifts_file import Origin
+from m2s_runtime.slices import BoolArray, pool_features, wall_slices
 from m2s_runtime.text import clean
 from m2s_runtime.volume import Study, read_study
 
@@ -32,29 +41,13 @@ BUG: Final = "bug"
 class Reconstructs(Protocol):
     """What the batch needs of `m2s_runtime.pipeline.Reconstructor`."""
 
-    def reconstruct(self, canonical: Canonical, noise_key: str) -> "Reconstruction":
-        """Turn a canonical stack into a surface."""
+    def estimate(self, canonical: Canonical, noise_key: str) -> Shifts:
+        """Shifts (12, 2) mm of a stack by itself."""
         ...
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one case.
-
-    Attributes:
-        row: its line of `cases.csv`.
-        state: `done` now, `complete` since an earlier run, `planned` (dry run), `empty` (a frame without wall) or
-            `failed`.
-        paths: its files, the mesh first.
-        seconds: time per stage.
-        trace: where an unforeseen error arose.
-    """
-
-    row: Row
-    state: Literal["done", "complete", "planned", "empty", "failed"]
-    paths: tuple[Path, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict[str, float])
-    trace: str = ""
+    def reconstruct(self, canonical: Canonical, noise_key: str, shared: Shifts | None = None) -> "Reconstruction":
+        """Turn a canonical stack into a surface, with the shifts that its cine shares or with its own."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -65,8 +58,15 @@ class _Opened:
     study: Study
     wall: BoolArray
     decision: LabelDecision
+    seen: Seen
+    """How the file looked before it was read."""
     reading: float
     """Seconds that reading took."""
+
+    def origin(self, frame: int | None) -> Origin:
+        """Where a frame came from; an anonymous source has no name that tells anything."""
+        x, y, z, _ = self.wall.shape
+        return Origin(self.source.relative, self.study.sha256, frame, (x, y, z), self.study.affine)
 
     def holds_wall(self) -> list[bool]:
         """For each frame, whether any voxel is wall."""
@@ -80,13 +80,15 @@ class _Opened:
             case=frame_name(self.source.case, frame, count),
             input=self.source.relative,
             frame=frame if count > 1 else None,
+            time_ms=None if self.study.frame_ms is None else frame * self.study.frame_ms,
             labels=clean(self.decision.text),
             message=clean("; ".join(warnings)) or None,
+            flags=" ".join(self.decision.flags) or None,
         )
 
 
 class Batch:
-    """Runs sources with one reconstructor; keeps every row for the table at the end."""
+    """Runs sources with one reconstructor."""
 
     def __init__(
         self, sources: Sequence[Source], reconstructor: Reconstructs, journal: Journal, options: Options
@@ -97,52 +99,60 @@ class Batch:
         self._options = options
         self._frames = FrameRequest.parse(options.frames)
         self._owner = {source.case.casefold(): source for source in sources}
-        self.rows: list[Row] = []
 
-    def run(self, source: Source, *, dry_run: bool = False) -> Iterator[Outcome]:
-        """Do all cases of one source, one `Outcome` each; with `dry_run` only say what would happen.
+    def run(
+        self,
+        source: Source,
+        *,
+        settled: Collection[str] = (),
+        started: Callable[[Row], None] = lambda _: None,
+        dry_run: bool = False,
+    ) -> Iterator[Outcome]:
+        """Do all cases of one source, one `Outcome` each.
+
+        Args:
+            source: the file.
+            settled: case ids to pass over.
+            started: hears the row of each case before it is begun, as far as it is known then.
+            dry_run: only say what would happen.
 
         Raises:
             Stop: what no other case would survive either (engine lost, disk full).
         """
-        for outcome in self._source(source, dry_run=dry_run):
-            self.rows.append(outcome.row)
-            yield outcome
-
-    def _source(self, source: Source, *, dry_run: bool) -> Iterator[Outcome]:
-        record = self._still_complete(source)
+        record = None if self._options.overwrite else self._journal.complete(source.case, source.path)
         if record:
             yield self._complete(record)
             return
         try:
-            opened = _open(source, self._options.labels)
-            stacks = _Stacks(opened)
-            chosen = self._frames.choose(opened.holds_wall(), stacks.cavity)
+            opened = _open(source, self._options)
+            if opened.wall.shape[3] > 1 and series_path(self._journal, source).is_dir():
+                raise Occupied(f"{source.case}.pvd in --out is a folder where the series belongs; move it away")
+            stacks = _Stacks(opened, self._reconstructor if self._options.share_shifts else None)
+            chosen = self._frames.choose(opened.holds_wall(), stacks.volumes)
         except Exception as error:  # noqa: BLE001 - whatever a file provokes concerns that file alone
             yield self._failed(Row(case=source.case, input=source.relative), source, error, dry_run=dry_run)
             return
         if opened.wall.shape[3] > 1 and not dry_run:
             self._journal.forget(source.case)
+        complete: list[str] = []
         for frame in chosen:
-            yield self._frame(opened, stacks, frame, dry_run=dry_run)
+            row = opened.row(frame)
+            if row.case not in settled:
+                started(row)
+                outcome = self._frame(opened, stacks, frame, row, dry_run=dry_run)
+                complete += [row.case] if outcome.state in ("done", "complete") else []
+                yield outcome
+        if opened.wall.shape[3] > 1 and not dry_run:
+            self._write_series(opened)
+            if len(complete) == len(chosen):
+                study = opened.study
+                remember(self._journal, source, self._options.frames, study.sha256, opened.seen, complete)
 
-    def _still_complete(self, source: Source) -> Record | None:
-        """The record of a single-frame source that needs no second look; hashing is cheaper than reading."""
-        if self._options.overwrite or self._journal.find(source.case) is None or not source.path.is_file():
-            return None
-        try:
-            with source.path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:  # the reader will say what is wrong
-            return None
-        return self._journal.complete(source.case, digest)
-
-    def _frame(self, opened: _Opened, stacks: "_Stacks", frame: int, *, dry_run: bool) -> Outcome:
+    def _frame(self, opened: _Opened, stacks: "_Stacks", frame: int, row: Row, *, dry_run: bool) -> Outcome:
         started = time.perf_counter()
-        row = opened.row(frame)
         try:
             self._claim(row.case, opened)
-            record = None if self._options.overwrite else self._journal.complete(row.case, opened.study.sha256)
+            record = self._finished(row.case, opened)
             if record:
                 return self._complete(record)
             if not opened.wall[..., frame].any() and opened.wall.shape[3] > 1:
@@ -151,22 +161,29 @@ class Batch:
             row = replace(row, slices=int(wall_slices(canonical.masks).sum()), step_mm=canonical.placement.step_mm)
             if dry_run:
                 return Outcome(row, "planned", self._planned_paths(row.case))
-            return self._reconstruct(opened, row, canonical, started)
+            return self._reconstruct(opened, row, canonical, stacks.shared(frame), started)
         except Stop:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a case provokes concerns that case alone
             return self._failed(row, opened.source, error, dry_run=dry_run, key=opened.study.sha256)
 
-    def _reconstruct(self, opened: _Opened, row: Row, canonical: Canonical, started: float) -> Outcome:
+    def _finished(self, case: str, opened: _Opened) -> Record | None:
+        if self._options.overwrite:
+            return None
+        return self._journal.complete(case, opened.source.path, opened.study.sha256)
+
+    def _reconstruct(
+        self, opened: _Opened, row: Row, canonical: Canonical, shared: Shifts | None, started: float
+    ) -> Outcome:
         # The frames of a cine share the reading of their file.
         reading = opened.reading / opened.wall.shape[3] + time.perf_counter() - started
         begun = time.perf_counter()
-        result = self._reconstructor.reconstruct(canonical, opened.study.sha256)
+        result = self._reconstructor.reconstruct(canonical, opened.study.sha256, shared)
         encoding = time.perf_counter()
-        files = case_files(row.case, result, canonical, self._options)
+        files = case_files(row.case, result, canonical, self._options, opened.origin(row.frame))
         seconds = {"read": reading, **result.seconds, "write": time.perf_counter() - encoding}
         row = replace(measured(row, result, canonical), seconds=time.perf_counter() - begun + reading)
-        record = self._journal.finish(row, files, opened.study.sha256)
+        record = self._journal.finish(row, files, opened.study.sha256, opened.seen)
         return Outcome(row, "done", tuple(self._journal.paths(record)), seconds)
 
     def _failed(self, row: Row, source: Source, error: Exception, *, dry_run: bool, key: str | None = None) -> Outcome:
@@ -175,10 +192,33 @@ class Batch:
             raise error
         code = error.code if isinstance(error, CaseError) else BUG
         row = replace(row, status="failed", error=code, message=message_of(error, source))
-        if not dry_run and self._owner.get(row.case.casefold(), source) == source:
-            self._journal.finish(row, {}, key)
+        ours = self._owner.get(row.case.casefold(), source) == source
+        if ours and not dry_run and not self._out_of_reach(row.case, source, error):
+            with contextlib.suppress(Occupied):
+                self._journal.finish(row, {}, key)
         trace = "" if isinstance(error, CaseError) else "".join(traceback.format_exception(error))
         return Outcome(row, "failed", trace=trace)
+
+    def _out_of_reach(self, case: str, source: Source, error: Exception) -> bool:
+        """Whether a finished case stays as it is: that nobody can read its input now says nothing against it."""
+        record = self._journal.find(case) if isinstance(error, UnreadableVolume) else None
+        return record is not None and record.row.status == "ok" and digest_of(source.path) is None
+
+    def _write_series(self, opened: _Opened) -> None:
+        """Tie the finished frames of a cine together for ParaView, those of earlier runs too."""
+        case, count = opened.source.case, opened.wall.shape[3]
+        path = series_path(self._journal, opened.source)
+        frames: list[tuple[float, str]] = []
+        for frame in range(count) if "vtp" in self._options.formats else ():
+            record = self._journal.find(frame_name(case, frame, count))
+            name = f"{frame_name(case, frame, count)}.vtp"
+            if record and name in record.outputs and record.row.input == opened.source.relative:
+                time_ms = record.row.time_ms
+                frames.append((frame if time_ms is None else time_ms, f"{record.row.case}/{name}"))
+        if frames:
+            atomic.write_text(path, series(frames))
+        elif path.is_file():
+            path.unlink()
 
     def _complete(self, record: Record) -> Outcome:
         return Outcome(record.row, "complete", tuple(self._journal.paths(record)))
@@ -192,41 +232,63 @@ class Batch:
             raise CaseError(
                 f"frame would be case {case!r}, which is also the file {other.relative}; rename one of them"
             )
+        self._journal.admit(case)
 
 
 class _Stacks:
     """Canonical stacks of a study's frames, each made once."""
 
-    def __init__(self, opened: _Opened) -> None:
+    def __init__(self, opened: _Opened, sharing: Reconstructs | None) -> None:
+        """With `sharing`, the frames of a cine are given the same shifts, which that reconstructor estimates."""
         self._opened = opened
+        self._sharing = sharing if opened.wall.shape[3] > 1 else None
         self._made: dict[int, Canonical] = {}
+        self._shifts: Vectors | None = None
 
     def canonical(self, frame: int) -> Canonical:
         if frame not in self._made:
             self._made[frame] = canonicalise(self._opened.wall[..., frame], self._opened.study.affine)
         return self._made[frame]
 
-    def cavity(self, frame: int) -> float | None:
-        """Volume in mm³ of what the wall encloses, slice by slice; None when the frame is refused."""
+    def volumes(self, frame: int) -> tuple[float, float] | None:
+        """Volumes in mm³ of what the wall encloses, slice by slice, and of the wall; None when the frame is refused."""
         try:
             canonical = self.canonical(frame)
         except CaseError:
             return None
-        return float(canonical.pool[:, 2].sum()) * canonical.placement.step_mm
+        cavity, wall = float(canonical.pool[:, 2].sum()), float(np.count_nonzero(canonical.masks))
+        return cavity * canonical.placement.step_mm, wall * canonical.placement.step_mm
+
+    def shared(self, frame: int) -> Shifts | None:
+        """Shifts (12, 2) mm of a frame, from all frames of the study whichever are chosen; None: it has its own."""
+        if self._sharing is None:
+            return None
+        if self._shifts is None:
+            self._shifts = shared_shifts(list(self._estimates(self._sharing)))
+        return by_stack(self._shifts, self.canonical(frame))
+
+    def _estimates(self, reconstructor: Reconstructs) -> Iterator[Vectors]:
+        wall, key = self._opened.wall, self._opened.study.sha256
+        for frame in np.flatnonzero(self._opened.holds_wall()):
+            with contextlib.suppress(CaseError):  # that frame's own affair
+                canonical = self.canonical(int(frame))
+                count = wall.shape[canonical.placement.slice_axis]
+                yield by_source(reconstructor.estimate(canonical, key), canonical, count)
 
 
-def _open(source: Source, labels: str) -> _Opened:
+def _open(source: Source, options: Options) -> _Opened:
     started = time.perf_counter()
-    study = read_study(source.path)
-    wall, decision = wall_mask(study.labels, labels, slice_axis(study.affine))
-    return _Opened(source, study, wall, decision, time.perf_counter() - started)
+    seen = source_seen(source.path)
+    study = read_study(source.path, options.limits)
+    wall, decision = wall_mask(study.labels, options.labels, slice_axis(study.affine))
+    return _Opened(source, study, wall, decision, seen, time.perf_counter() - started)
 
 
 def measured(row: Row, result: "Reconstruction", canonical: Canonical) -> Row:
     """Fill a row with what the surface and the shifts amount to."""
-    from m2s_runtime.surface import signed_volume, topology
+    from m2s_runtime.surface import signed_volume
 
-    shape = topology(result.mesh)
+    shape = result.mesh.topology
     common = np.asarray(result.common_shift, np.float64)
     held = wall_slices(canonical.masks)
     remaining = (np.asarray(result.shifts, np.float64) - common)[held]
@@ -234,6 +296,7 @@ def measured(row: Row, result: "Reconstruction", canonical: Canonical) -> Row:
     return replace(
         row,
         volume_ml=float(signed_volume(result.mesh)) / 1000.0,
+        cavity_ml=float(pool_features(result.sdg < 0)[:, 2].sum()) * SPACING[2] / 1000.0,
         closed=bool(shape.closed),
         components=int(shape.components),
         genus=None if shape.genus is None else int(shape.genus),
@@ -244,13 +307,13 @@ def measured(row: Row, result: "Reconstruction", canonical: Canonical) -> Row:
         agreement_least=float(result.agreement[held].min()),
         spread_mean_mm=None if spread is None else float(spread.mean()),
         spread_p95_mm=None if spread is None else float(np.percentile(spread, 95)),
-        flags=" ".join(dict.fromkeys((*canonical.flags, *result.flags))) or None,
+        flags=" ".join(dict.fromkeys((*(row.flags or "").split(), *canonical.flags, *result.flags))) or None,
     )
 
 
 def message_of(error: Exception, source: Source) -> str:
     """One clean line that names the file as the reports do and never its absolute path."""
     text = str(error) if isinstance(error, CaseError) else f"unexpected {type(error).__name__}: {error}"
-    text = clean(text.replace(str(source.path), source.relative))
+    text = clean(without_names(text, source).replace(str(source.path), source.relative))
     name = Path(source.relative).name
     return text if name in text else f"{source.relative}: {text}"

@@ -16,6 +16,9 @@ DEFAULT_BUNDLE: Final = "compact"
 
 MANIFEST: Final = "manifest.json"
 _LARGEST_MANIFEST: Final = 1 << 20
+_LARGEST_FILE: Final = (1 << 31) - 1
+"""More than protobuf can hold, and so more than any graph."""
+
 _BARE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _SCHEMA_LINE: Final = re.compile(rb'"schema"\s*:\s*(-?\d+)')
 _REMEDY: Final = "export it anew with m2s-export or reinstall mask2surface"
@@ -128,6 +131,8 @@ def _verified(folder: Path, file: str, entry: FileEntry) -> bytes:
     path = folder / file
     if not _BARE_NAME.fullmatch(file) or path.resolve().parent != folder.resolve():
         raise BundleError(f"{folder / MANIFEST}: {file!r} lies outside the bundle's folder; {_REMEDY}")
+    if entry.size > _LARGEST_FILE:
+        raise BundleError(f"{path}: listed with {entry.size} bytes, more than an ONNX file can have; {_REMEDY}")
     data = _read(path, entry.size)
     if len(data) != entry.size:
         raise BundleError(f"{path}: {len(data)} bytes instead of {entry.size}; {_REMEDY}")

@@ -4,12 +4,12 @@ import os
 import sys
 from collections import Counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from m2s_runtime.text import clean
 
 if TYPE_CHECKING:
-    from m2s_runtime.batch import Outcome
+    from m2s_runtime.outcome import Outcome
 
 
 class Reporter:
@@ -36,7 +36,7 @@ class Reporter:
 
     def __enter__(self) -> Self:
         """Start the bar, on a terminal."""
-        if sys.stderr.isatty() and self._verbosity >= 0:
+        if sys.stderr and sys.stderr.isatty() and self._verbosity >= 0:
             self._start_bar()
         return self
 
@@ -53,8 +53,7 @@ class Reporter:
         if self._progress is not None:
             self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
-            sys.stderr.write(f"{line}\n".encode(errors="replace").decode(errors="replace"))
-            sys.stderr.flush()
+            tell(line)
 
     def note(self, line: str) -> None:
         """A line that `-q` silences."""
@@ -79,7 +78,17 @@ class Reporter:
         if self._verbosity > 0:
             self._details(outcome)
         if outcome.paths:
-            _result(str(outcome.paths[0]))
+            _write(sys.stdout, str(outcome.paths[0]))
+
+    def summary(self, ending: str, where: str) -> None:
+        """The last lines: decisions, flags, and how many cases came to what, between `ending` and `where`."""
+        for text, count in self.decisions.most_common(5):
+            self.note(f"labels: {text} ({count} case(s))")
+        if self.flagged:
+            flags = ", ".join(f"{flag} {count}" for flag, count in self.flags.most_common())
+            self.note(f"{self.flagged} case(s) flagged: {flags}")
+        done = ", ".join(f"{count} {state}" for state, count in sorted(self.counts.items()))
+        self.note(f"{ending}{done or 'nothing done'}{where}")
 
     def advance(self) -> None:
         """One source is finished."""
@@ -126,13 +135,18 @@ def _summary(outcome: "Outcome") -> str:
     return f"{text} [{row.flags}]" if row.flags else text
 
 
-def _result(line: str) -> None:
-    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - closed by the caller
+def tell(line: str) -> None:
+    """A line on stderr, whether anybody reads it or not."""
+    _write(sys.stderr, line)
+
+
+def _write(stream: TextIO | None, line: str) -> None:
+    if stream is None:  # closed by the caller
         return
     try:
-        encoding = sys.stdout.encoding or "utf-8"
-        sys.stdout.write(f"{line}\n".encode(encoding, errors="backslashreplace").decode(encoding))
-        sys.stdout.flush()
+        encoding = stream.encoding or "utf-8"
+        stream.write(f"{line}\n".encode(encoding, errors="backslashreplace").decode(encoding))
+        stream.flush()
     except OSError:
         # The reader (`| head`) has left, or its disk is full; the reconstruction goes on without it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

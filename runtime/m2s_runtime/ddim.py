@@ -46,6 +46,16 @@ def step(z: A, eps: A, bar: float, bar_next: float) -> A:
     return clean * bar_next**0.5 + eps * (1.0 - bar_next) ** 0.5
 
 
+def coefficients(levels: Sequence[int], bars: NDArray[np.float64]) -> list[tuple[float, float]]:
+    """Pairs (a, b) with which each step of `sample` is `z * a + eps * b`, for devices that update z in place."""
+    following = [*(float(bars[t]) for t in levels[1:]), 1.0]
+    pairs: list[tuple[float, float]] = []
+    for t, bar_next in zip(levels, following, strict=True):
+        keep = (bar_next / float(bars[t])) ** 0.5
+        pairs.append((keep, (1.0 - bar_next) ** 0.5 - keep * (1.0 - float(bars[t])) ** 0.5))
+    return pairs
+
+
 def sample(
     denoise: Callable[[A, int], A],
     noise: A,

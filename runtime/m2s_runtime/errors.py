@@ -104,3 +104,9 @@ class BadMesh(CaseError):
     """A triangle mesh that is open, or whose faces name vertices that it does not have."""
 
     code = "mesh"
+
+
+class Occupied(CaseError):
+    """Something that is no folder of this program's has the name of the case in the output folder."""
+
+    code = "occupied"

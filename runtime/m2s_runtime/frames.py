@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from m2s_runtime.errors import BadHeader, EmptyWall, UsageProblem
 
@@ -33,15 +34,16 @@ class FrameRequest:
             return cls(phases=frozenset(words))
         return cls(indices=tuple(sorted({index for word in words for index in _indices(word)})))
 
-    def choose(self, holds_wall: Sequence[bool], cavity: Callable[[int], float | None]) -> list[int]:
+    def choose(self, holds_wall: Sequence[bool], volumes: Callable[[int], tuple[float, float] | None]) -> list[int]:
         """Pick frames, ascending.
 
-        End-diastole is the frame with the largest cavity, end-systole the one with the smallest; frames whose cavity
-        cannot be measured (None) or is zero (no closed ring) stand back behind those that can.
+        End-diastole is the frame with the largest cavity, end-systole the one with the smallest; frames that cannot
+        be measured (None) or without a cavity (no closed ring) stand back behind those with one. Where no frame has a
+        cavity the volume of the wall decides: the base, which leaves the first slices in systole, takes wall along.
 
         Args:
             holds_wall: whether each frame has any voxel of the wall.
-            cavity: volume of the cavity in a frame, any unit; None where the frame is no use.
+            volumes: of cavity and wall in a frame, any unit; None where the frame is no use.
 
         Raises:
             BadHeader: a frame was asked for that the study does not have.
@@ -57,18 +59,37 @@ class FrameRequest:
             raise EmptyWall("no voxel of the wall in any frame; check --labels, or that this is the label map")
         if not self.phases or len(present) == 1:
             return present
-        return self._phases({frame: cavity(frame) for frame in present})
+        return self._phases({frame: volumes(frame) for frame in present})
 
-    def _phases(self, volumes: dict[int, float | None]) -> list[int]:
-        measured = {frame: volume for frame, volume in volumes.items() if volume is not None}
+    def _phases(self, volumes: dict[int, tuple[float, float] | None]) -> list[int]:
+        measured = {frame: both for frame, both in volumes.items() if both is not None}
+        closed = {frame: cavity for frame, (cavity, _) in measured.items() if cavity > 0}
         # All frames refused: let the first one carry the message why.
-        usable = {f: v for f, v in measured.items() if v > 0} or measured or {min(volumes): 0.0}
+        usable = closed or {frame: wall for frame, (_, wall) in measured.items()} or {min(volumes): 0.0}
         chosen: set[int] = set()
         if "ed" in self.phases:
             chosen.add(max(usable, key=lambda frame: usable[frame]))
         if "es" in self.phases:
             chosen.add(min(usable, key=lambda frame: usable[frame]))
         return sorted(chosen)
+
+
+_UNIT_MS: Final = {8: 1000.0, 16: 1.0, 24: 1e-3}
+"""NIfTI time unit code (second, millisecond, microsecond) to milliseconds."""
+
+_FRAME_MS: Final = (1.0, 500.0)
+"""Between frames of a beating heart; many programs write 1 s where they know nothing."""
+
+
+def frame_ms(step: float, units: int) -> float | None:
+    """Milliseconds between frames; None where the header does not say, or says what no cine of a heart can have.
+
+    Args:
+        step: `pixdim[4]` of a NIfTI header.
+        units: its `xyzt_units`.
+    """
+    found = step * _UNIT_MS.get(units & 56, 0.0)
+    return found if _FRAME_MS[0] <= found <= _FRAME_MS[1] else None
 
 
 def frame_name(case: str, frame: int, count: int) -> str:

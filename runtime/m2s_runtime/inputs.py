@@ -6,25 +6,33 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from m2s_runtime.errors import NoInputs, UsageProblem
 from m2s_runtime.journal import read_record
+from m2s_runtime.nifti_files import header_of, split_suffix
 from m2s_runtime.text import clean
 
-_SUFFIXES: Final = (".nii.gz", ".nii")
+_ENTITY: Final = re.compile(r"(sub|ses)-[A-Za-z0-9+]+")
+_DATATYPES: Final = frozenset(
+    ("anat", "beh", "dwi", "eeg", "fmap", "func", "ieeg", "meg", "micr", "motion", "mrs", "nirs", "perf", "pet")
+)
+"""Folders of the Brain Imaging Data Structure (BIDS): one a subject, one a session, and below these one of a kind."""
+
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
-_RESERVED: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|cases\.csv|run\.json|report\.html", re.IGNORECASE)
+_RESERVED: Final = re.compile(
+    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|cases\.csv|run(-.*)?\.json|report\.html", re.IGNORECASE
+)
 _LONGEST: Final = 120
 
 
 @dataclass(frozen=True)
 class Source:
-    """One input file.
+    """One input file, or pair of files.
 
     Attributes:
-        path: where it is.
+        path: where it is; of a `.hdr/.img` pair the header.
         relative: its name in reports, relative to the folder that was given.
         case: its case id, a plain name of `[A-Za-z0-9._-]`.
     """
@@ -67,11 +75,13 @@ def discover(inputs: Sequence[str], out: Path) -> Found:
     for name in inputs:
         if not name:
             raise UsageProblem("an input is empty (an unset variable?): name a file or folder")
-        hits = _hits(name, own, found.problems)
-        for path, relative in hits:
+        for hit, relative in _hits(name, own, found.problems):
+            # Either file of a pair stands for both.
+            path = header_of(hit)
             real = _real(path)
             if real not in taken:
                 taken.add(real)
+                relative = PurePosixPath(relative).with_name(path.name).as_posix()
                 found.sources.append(Source(path, clean(relative), case_id(relative)))
     if not found.sources:
         raise NoInputs("; ".join(f"{p.name}: {p.message}" for p in found.problems))
@@ -101,16 +111,15 @@ def _real(path: Path) -> Path:
 def case_id(relative: str) -> str:
     """A relative path as one safe name: `sub-01/ed.nii.gz` becomes `sub-01_ed`.
 
-    Everything outside `[A-Za-z0-9._-]` becomes `_`; names that some system reserves, and this program's own file
-    names, get the prefix `case_`; long names and those in other scripts end in a digest of the whole, or they would
-    be alike.
+    Folders that only repeat what a BIDS name says anyway are left out: `sub-01/ses-2/anat/sub-01_ses-2_bold.nii.gz`
+    becomes `sub-01_ses-2_bold`. Everything outside `[A-Za-z0-9._-]` becomes `_`; names that some system reserves, and
+    this program's own file names, get the prefix `case_`; long names and those in other scripts end in a digest of the
+    whole, or they would be alike.
     """
-    stem = relative
-    for suffix in _SUFFIXES:
-        if stem.lower().endswith(suffix):
-            stem = stem[: -len(suffix)]
-            break
+    stem = _without_repeats(split_suffix(relative)[0])
     name = _UNSAFE.sub("_", stem).lstrip(".-").rstrip(".") or "case"
+    if name.lower().endswith(".pvd"):  # the series of a cine
+        name += "_"
     if _RESERVED.fullmatch(name):
         name = f"case_{name}"
     if len(name) > _LONGEST or not stem.isascii():
@@ -119,13 +128,40 @@ def case_id(relative: str) -> str:
     return name
 
 
+def _without_repeats(stem: str) -> str:
+    """Without the folders of a BIDS tree that the file's own name repeats, and those of a kind of data among them."""
+    *folders, name = stem.split("/")
+    entities = {part for part in name.split("_") if _ENTITY.fullmatch(part)}
+    kept = [folder for folder in folders if folder not in entities]
+    if entities and len(kept) < len(folders):
+        kept = [folder for folder in kept if folder not in _DATATYPES]
+    return "/".join([*kept, name])
+
+
+def _above_entities(folder: Path) -> Path:
+    """The nearest folder from which a relative path shows subject and session: `data` for `data/sub-01/ses-1/anat`."""
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - links are part of the name that the user gave
+    below = folder.parent if folder.name in _DATATYPES else folder
+    if not _ENTITY.fullmatch(below.name):
+        return folder
+    while _ENTITY.fullmatch(below.name):
+        below = below.parent
+    return below
+
+
+def _named_from(root: Path, relative: str) -> str:
+    """A path relative to `root`, preceded by the subject and session that `root` lies in."""
+    folder = Path(os.path.abspath(root))  # noqa: PTH100
+    return (folder.relative_to(_above_entities(root)) / relative).as_posix()
+
+
 def _expand(name: str, own: Path, problems: list[Problem]) -> Iterator[tuple[Path, str]]:
     """The files that one argument stands for, with their names relative to it; `own` is the output folder."""
     path = Path(name)
     if path.is_dir():
         root, hits = path, _walk(path, path, problems)
     elif os.path.lexists(path):
-        yield path, path.name
+        yield path, _named_from(path.parent, path.name)
         return
     elif glob.has_magic(name):
         root = _fixed_part(path)
@@ -133,7 +169,7 @@ def _expand(name: str, own: Path, problems: list[Problem]) -> Iterator[tuple[Pat
     else:
         return
     base = _real(root)
-    yield from (hit for hit in hits if not _is_output(hit[0], base, own))
+    yield from ((hit, _named_from(root, relative)) for hit, relative in hits if not _is_output(hit, base, own))
 
 
 def _matches(pattern: Path, root: Path, problems: list[Problem]) -> Iterator[tuple[Path, str]]:
@@ -171,7 +207,7 @@ def _walk(folder: Path, root: Path, problems: list[Problem]) -> Iterator[tuple[P
 
 
 def _is_nifti(name: str) -> bool:
-    return name.lower().endswith(_SUFFIXES)
+    return bool(split_suffix(name)[1])
 
 
 def _fixed_part(pattern: Path) -> Path:
@@ -187,10 +223,11 @@ def _fixed_part(pattern: Path) -> Path:
 def _nothing(name: str) -> str:
     if Path(name).is_dir():
         return (
-            "no .nii or .nii.gz file in this folder (outputs of a run aside); give the folder that holds the label maps"
+            "no .nii, .nii.gz or .hdr/.img file in this folder (outputs of a run aside); give the folder that holds the"
+            " label maps"
         )
     if glob.has_magic(name):
-        return "no .nii or .nii.gz file matches this pattern; check it, or give a folder"
+        return "no .nii, .nii.gz or .hdr/.img file matches this pattern; check it, or give a folder"
     return "no such file or folder; check the spelling"
 
 

@@ -1,7 +1,8 @@
 """What is finished: one completion record per case, written last; tables for people are merged from the records.
 
 `<out>/<case>/<case>.json` holds the sha256 of the input, the bundle, the options and every output. A case counts as
-complete only when all of them match, so an interrupted or altered case is simply done again.
+complete only when all of them match, so an interrupted or altered case is simply done again. A file whose size and time
+are those on record is taken for unchanged without being read; any other is hashed.
 """
 
 import contextlib
@@ -9,22 +10,27 @@ import csv
 import dataclasses
 import errno
 import hashlib
+import heapq
 import io
-import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from m2s_runtime import atomic, strict_json
-from m2s_runtime.errors import OutputError
+from m2s_runtime.errors import Occupied, OutputError
+from m2s_runtime.nifti_files import digest_of, files_of
 from m2s_runtime.text import csv_cell
 
 SCHEMA: Final[Literal[1]] = 1
 TABLE: Final = "cases.csv"
 RUN: Final = "run.json"
+
+Seen = tuple[int, ...]
+"""How a file looks without being read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,7 @@ class Row:
         case: case id.
         input: input file, relative to the folder that was given.
         frame: frame of a cine, from 0.
+        time_ms: when it was taken after frame 0, where the header tells.
         status: `ok` (outputs are complete), `failed`, or `skipped` (a frame without wall).
         error: short code of the refusal.
         message: the refusal, or warnings of a case that is ok.
@@ -42,11 +49,12 @@ class Row:
         slices: acquired slices that hold wall and were used.
         step_mm: distance between them.
         volume_ml: volume of the wall.
+        cavity_ml: volume that the wall encloses, from the base's lowest point down: holes of its planes 2 mm apart.
         closed: whether the surface is closed.
         components: connected parts of the surface.
         genus: handles of the surface, 0 for the wall of a cup.
         common_shift_x_mm: area-weighted mean of the shifts along x, which the placement adds back; near zero because
-            `canonicalise` already centres the pool.
+            `canonicalise` already centres the pool. Where a cine shares its shifts: what centring the pool added.
         common_shift_y_mm: the same along y.
         mean_shift_mm: mean |component| of the shifts without it, over the slices with wall.
         agreement_mean: Dice of re-aligned slice and reconstruction in its plane, mean over the slices with wall.
@@ -60,6 +68,7 @@ class Row:
     case: str
     input: str
     frame: int | None = None
+    time_ms: float | None = None
     status: str = "ok"
     error: str | None = None
     message: str | None = None
@@ -67,6 +76,7 @@ class Row:
     slices: int | None = None
     step_mm: float | None = None
     volume_ml: float | None = None
+    cavity_ml: float | None = None
     closed: bool | None = None
     components: int | None = None
     genus: int | None = None
@@ -86,12 +96,17 @@ COLUMNS: Final = tuple(f.name for f in dataclasses.fields(Row))
 
 @dataclass(frozen=True)
 class Record:
-    """The completion record of a case: its row, the hashes (hex) of what made it and of the files it has."""
+    """The completion record of a case: its row, the hashes (hex) of what made it and of the files it has.
+
+    `seen` is how the input looked, `looks` the size and time of each output.
+    """
 
     schema: Literal[1]
     row: Row
     stamp: dict[str, str]
     outputs: dict[str, str]
+    seen: Seen = ()
+    looks: dict[str, Seen] = dataclasses.field(default_factory=dict[str, Seen])
 
 
 class Journal:
@@ -137,32 +152,76 @@ class Journal:
 
     def find(self, case: str) -> Record | None:
         """The record of a case, complete or not; None when there is none that can be read."""
-        return read_record(self.out / case / f"{case}.json")
-
-    def complete(self, case: str, source: str) -> Record | None:
-        """The record of a case, if input (sha256), bundle, options and every output still match it."""
-        record = self.find(case)
-        if record is None or record.row.status != "ok" or record.stamp != self._stamp | {"input": source}:
-            return None
         folder = self.out / case
-        intact = all(_sha256(folder / name) == digest for name, digest in record.outputs.items())
-        return record if intact and record.outputs else None
+        return None if folder.is_symlink() else read_record(folder / f"{case}.json")
+
+    def complete(self, case: str, source: Path, sha256: str | None = None) -> Record | None:
+        """The record of a case, if input, bundle, options and every output still match it.
+
+        Args:
+            case: case id.
+            source: the input.
+            sha256: its hash (hex), where that is known; else it is taken when the looks of the file do not settle it.
+        """
+        record = self.find(case)
+        if record is None or record.row.status != "ok" or not record.outputs:
+            return None
+        # Of different inputs under one name, as two versions of a data set unpacked in turn, time and size may agree.
+        same = record.stamp == self._stamp | {"input": record.stamp.get("input")} and (
+            record.stamp.get("input") == sha256 if sha256 else _same_input(record, source)
+        )
+        folder = self.out / case
+        return record if same and all(_intact(folder / name, record) for name in record.outputs) else None
+
+    def stale(self, case: str) -> bool:
+        """Whether a case was done, but by another engine or version, from another bundle or with other options."""
+        record = self.find(case)
+        if record is None or record.row.status != "ok":
+            return False
+        return record.stamp != self._stamp | {"input": record.stamp.get("input")}
 
     def paths(self, record: Record) -> list[Path]:
         """The files of a record, in the order in which they were written."""
         return [self.out / record.row.case / name for name in record.outputs]
 
-    def finish(self, row: Row, files: Mapping[str, bytes], source: str | None) -> Record:
-        """Put a case on disk: whatever an earlier record lists goes, then the files, the record last.
+    def admit(self, case: str) -> None:
+        """Refuse a case whose folder could not be made because something else has its name.
 
         Raises:
-            OutputError: the disk is full, not writable, or the case's folder is a link to elsewhere.
+            Occupied: a link or a file.
+        """
+        folder = self.out / case
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise Occupied(f"{case!r} in --out is a link or a file where the folder of this case belongs; move it away")
+
+    def finish(self, row: Row, files: Mapping[str, bytes], source: str | None, seen: Seen = ()) -> Record:
+        """Put a case on disk: the files, then whatever an earlier record lists goes, names are given, the record last.
+
+        Args:
+            row: its line.
+            files: name to content.
+            source: sha256 of the input (hex).
+            seen: `source_seen` of the input before it was read.
+
+        Raises:
+            Occupied: something that is no folder has the name of the case, or a folder the name of a file.
+            OutputError: the disk is full or not writable.
         """
         folder = self._folder(row.case)
-        self._clear(folder)
-        outputs = {name: atomic.write_bytes(folder / name, data) for name, data in files.items()}
-        record = Record(SCHEMA, row, self._stamp | {"input": source or ""}, outputs)
-        atomic.write_text(folder / f"{row.case}.json", strict_json.dumps(record))
+        with atomic.Staging(folder) as staging:
+            written = {name: staging.add(name, data) for name, data in files.items()}
+            hashes = {name: file.sha256 for name, file in written.items()}
+            looks = {name: (file.size, file.changed) for name, file in written.items()}
+            record = Record(SCHEMA, row, self._stamp | {"input": source or ""}, hashes, seen, looks)
+            # A record that a power cut garbles or takes back is none: the case is done again.
+            staging.add(f"{row.case}.json", strict_json.dumps(record).encode(), flush=False)
+            self._clear(folder)
+            try:
+                staging.commit(flush=False)
+            except OutputError as error:
+                if isinstance(error.__cause__, IsADirectoryError):
+                    raise Occupied(f"{row.case!r} in --out holds a folder with the name of one of its files") from error
+                raise
         return record
 
     def forget(self, case: str) -> None:
@@ -174,42 +233,89 @@ class Journal:
                 folder.rmdir()
 
     def records(self) -> Iterator[Record]:
-        """All records in the folder, of this run and of earlier ones."""
+        """All records in the folder, of this run and of earlier ones, in the order of their cases."""
         try:
-            folders = sorted(self.out.iterdir())
+            with os.scandir(self.out) as entries:
+                folders = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         except OSError:  # no folder, no records; writing the tables will say so
             return
-        for folder in folders:
-            record = self.find(folder.name) if folder.is_dir() and not folder.is_symlink() else None
+        for name in folders:
+            record = self.find(name)
             if record is not None:
                 yield record
 
-    def merge(self, rows: Iterable[Row], run: Mapping[str, Any]) -> None:
-        """Write `cases.csv` (`rows`, and the records in the folder of cases not among them) and `run.json`."""
-        table = list(rows)
-        known = {row.case for row in table}
-        table += [record.row for record in self.records() if record.row.case not in known]
-        table.sort(key=lambda row: (row.case, row.input, -1 if row.frame is None else row.frame))
-        atomic.write_text(self.out / TABLE, to_csv(table))
-        atomic.write_text(self.out / RUN, json.dumps(run, indent=1) + "\n")
+    def merge(self, rows: Iterable[Row]) -> None:
+        """Write `cases.csv`: `rows`, and those of the records in the folder whose cases are not among them.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        fresh = sorted(rows, key=_order)
+        known = {row.case for row in fresh}
+        recorded = (record.row for record in self.records() if record.row.case not in known)
+        atomic.write_text(self.out / TABLE, to_csv(heapq.merge(fresh, recorded, key=_order)))
+
+    def sweep(self, case: str) -> None:
+        """Clear away what a process left that was killed while it wrote a case."""
+        folder = self.out / case
+        if folder.is_dir() and not folder.is_symlink():
+            with contextlib.suppress(OSError):
+                atomic.sweep(folder)
+                folder.rmdir()
 
     def _clear(self, folder: Path) -> None:
         """Remove a case's record, then the files that it lists."""
         old = self.find(folder.name)
+        if old is None:
+            return
         (folder / f"{folder.name}.json").unlink(missing_ok=True)
-        for name in old.outputs if old else ():
+        for name in old.outputs:
             (folder / name).unlink(missing_ok=True)
 
     def _folder(self, case: str) -> Path:
         folder = self.out / case
-        if folder.is_symlink() or case == ".." or folder.parent != self.out or folder.name != case:
-            raise OutputError(f"{folder}: is a link or lies outside --out; remove it")
+        if case == ".." or folder.parent != self.out or folder.name != case:
+            raise OutputError(f"{folder}: lies outside --out")
         try:
-            folder.mkdir(exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            self.admit(case)
             atomic.sweep(folder)
         except OSError as error:
             raise OutputError(f"{folder}: cannot be made ({error.strerror})") from error
         return folder
+
+
+def source_seen(path: Path) -> Seen:
+    """Size, times of change (ns) and inode of an input, or of both files of a pair; nothing when one is out of reach.
+
+    The second time is the file system's own, which no copying program sets: inputs that were unpacked with equal times
+    are told apart by it.
+    """
+    try:
+        looks = [file.stat() for file in files_of(path)]
+    except OSError:
+        return ()
+    return tuple(n for seen in looks for n in (seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino))
+
+
+def _same_input(record: Record, source: Path) -> bool:
+    seen = source_seen(source)
+    return bool(seen) and (seen == record.seen or record.stamp.get("input") == digest_of(source))
+
+
+def _intact(path: Path, record: Record) -> bool:
+    try:
+        seen = path.lstat()
+    except OSError:
+        return False
+    return ((seen.st_size, seen.st_mtime_ns) == record.looks.get(path.name) and stat.S_ISREG(seen.st_mode)) or (
+        _sha256(path) == record.outputs[path.name]
+    )
+
+
+def _order(row: Row) -> tuple[str, str, int]:
+    return row.case, row.input, -1 if row.frame is None else row.frame
 
 
 def to_csv(rows: Iterable[Row]) -> str:
@@ -246,5 +352,8 @@ def _sha256(path: Path) -> str | None:
     """Hash of a regular file; None where there is none."""
     if path.is_symlink() or not path.is_file():
         return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None

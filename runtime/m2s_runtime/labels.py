@@ -5,13 +5,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
-from scipy import ndimage
 
 from m2s_runtime.errors import AmbiguousLabels, BadLabels, EmptyWall, UsageProblem
-from m2s_runtime.slices import BoolArray, bounding_box
-
-Labels = npt.NDArray[np.integer]
+from m2s_runtime.rings import Labels, Shares, ring_shares
+from m2s_runtime.slices import BoolArray
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,13 @@ SCHEMES: Final = {
 MOSTLY: Final = 0.5
 """One label rings another when this share of the other's voxels lies in its holes, slice by slice."""
 
+CONTRADICTED: Final = "labels_contradict"
+"""Flag of a mask that does not look as its scheme says: a cavity outside the wall, a wall inside another label."""
+
 MOST_LABELS: Final = 32
 """A volume with more distinct values is an image."""
+
+_PIECE: Final = 2**20
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,19 @@ class LabelDecision:
     text: str
     warnings: tuple[str, ...] = ()
 
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """`CONTRADICTED` when something contradicts the decision."""
+        return (CONTRADICTED,) if self.warnings else ()
+
 
 def check_scheme(scheme: str) -> None:
-    """Refuse a scheme that nobody knows before any file is opened.
+    """Refuse a scheme that nobody knows before any file is opened; capitals do not matter.
 
     Raises:
         UsageProblem: neither `auto`, `binary`, a data set's name nor `myo=` with a positive whole number.
     """
-    if scheme not in ("auto", "binary", *SCHEMES) and _chosen_label(scheme) is None:
+    if scheme.lower() not in ("auto", "binary", *SCHEMES) and _chosen_label(scheme.lower()) is None:
         raise UsageProblem(f"--labels {scheme}: choose one of auto, binary, {', '.join(SCHEMES)}, or myo=NUMBER")
 
 
@@ -70,7 +77,7 @@ def wall_mask(labels: Labels, scheme: str, axis: int | None = None) -> tuple[Boo
 
     Args:
         labels: (X, Y, Z) or (X, Y, Z, T) integers, 0 is background. One decision holds for all frames.
-        scheme: `auto`, `binary`, `acdc`, `ukbb`, `mnms`, `label_maps` or `myo=NUMBER`.
+        scheme: `auto`, `binary`, `acdc`, `ukbb`, `mnms`, `label_maps` or `myo=NUMBER`; capitals do not matter.
         axis: the one along which slices are stacked (`placement.slice_axis`); None takes the shortest.
 
     Returns:
@@ -83,26 +90,31 @@ def wall_mask(labels: Labels, scheme: str, axis: int | None = None) -> tuple[Boo
         BadLabels: the scheme's wall is absent, or there are labels that the scheme does not know.
     """
     check_scheme(scheme)
+    scheme = scheme.lower()
     found = _distinct(labels)
     if not found:
         raise EmptyWall("every voxel is background: the segmentation of this case is empty")
     if len(found) > MOST_LABELS:
         raise BadLabels(f"{len(found)} distinct values: this is an image, give its segmentation")
+    if scheme in SCHEMES:
+        _check_known(found, scheme)
+    shares = ring_shares(labels, found, axis) if len(found) > 1 else Shares({})
     if scheme == "binary":
-        return labels != 0, LabelDecision("binary", None, f"every label ({_listed(found)}) is the wall")
-    if scheme == "auto":
-        decision = _find_wall(labels, found, axis)
+        decision = _all_together(found, shares)
+    elif scheme == "auto":
+        decision = _find_wall(found, shares)
     elif scheme in SCHEMES:
-        decision = _by_scheme(labels, found, scheme, axis)
+        decision = _by_scheme(found, scheme, shares)
     else:
-        decision = _by_number(found, _chosen_label(scheme) or 0)
-    return labels == decision.wall_label, decision
+        decision = _by_number(found, _chosen_label(scheme) or 0, shares)
+    return labels == decision.wall_label if decision.wall_label else labels != 0, decision
 
 
 def _distinct(labels: Labels) -> list[int]:
     """The labels in use, background aside; counted piece by piece, for counting makes 64-bit copies."""
-    pieces = (labels[..., last] for last in range(labels.shape[-1]))
-    return sorted({int(v) for piece in pieces for v in np.flatnonzero(np.bincount(piece.ravel()))} - {0})
+    flat = labels.ravel(order="K")
+    pieces = (flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE))
+    return sorted({int(v) for piece in pieces for v in np.flatnonzero(np.bincount(piece))} - {0})
 
 
 def _chosen_label(scheme: str) -> int | None:
@@ -110,13 +122,21 @@ def _chosen_label(scheme: str) -> int | None:
     return int(number) if name == "myo" and number.isdecimal() and int(number) > 0 else None
 
 
-def _by_number(found: Sequence[int], number: int) -> LabelDecision:
+def _all_together(found: Sequence[int], shares: Shares) -> LabelDecision:
+    warnings = [
+        f"label {a} rings label {b} and both are taken for wall: if {b} is the cavity, add --labels myo={a}"
+        for a, b in shares.pairs(MOSTLY)
+    ]
+    return LabelDecision("binary", None, f"every label ({_listed(found)}) is the wall", tuple(warnings))
+
+
+def _by_number(found: Sequence[int], number: int, shares: Shares) -> LabelDecision:
     if number not in found:
         raise BadLabels(f"no voxel has label {number}; found {_listed(found)}: choose one of these with --labels myo=")
-    return LabelDecision("myo", number, f"label {number} is the wall, as asked")
+    return LabelDecision("myo", number, f"label {number} is the wall, as asked", tuple(_better_walls(number, shares)))
 
 
-def _by_scheme(labels: Labels, found: Sequence[int], name: str, axis: int | None) -> LabelDecision:
+def _check_known(found: Sequence[int], name: str) -> None:
     scheme = SCHEMES[name]
     unknown = set(found) - {scheme.wall, scheme.left, *scheme.right}
     if unknown:
@@ -125,25 +145,37 @@ def _by_scheme(labels: Labels, found: Sequence[int], name: str, axis: int | None
         raise BadLabels(
             f"label {scheme.wall}, the wall in scheme {name}, is absent; found {_listed(found)}: add --labels auto"
         )
-    frame = _fullest_frame(labels, axis)
+
+
+def _by_scheme(found: Sequence[int], name: str, shares: Shares) -> LabelDecision:
+    scheme = SCHEMES[name]
+    inside = shares.inside(scheme.wall, MOSTLY)
     warnings = [
         f"label {other} lies inside the wall, where scheme {name} has label {scheme.left}: is it another scheme?"
         for other in scheme.right
-        if other in found and _ringed_share(frame, scheme.wall, other) >= MOSTLY
+        if other in inside
     ]
-    warnings += [
-        f"label {other} rings the wall's label {scheme.wall} of scheme {name}: try --labels myo={other}"
-        for other in found
-        if other != scheme.wall and _ringed_share(frame, other, scheme.wall) >= MOSTLY
-    ]
+    warnings += _better_walls(scheme.wall, shares)
+    if scheme.left in found and scheme.left not in inside and not warnings:
+        asked = "is it another scheme, or a torn wall?"
+        warnings.append(f"label {scheme.wall} does not ring label {scheme.left}, the cavity in scheme {name}: {asked}")
     return LabelDecision(name, scheme.wall, f"label {scheme.wall} is the wall in scheme {name}", tuple(warnings))
 
 
-def _find_wall(labels: Labels, found: Sequence[int], axis: int | None) -> LabelDecision:
+def _better_walls(wall: int, shares: Shares) -> list[str]:
+    """Labels that ring another are more likely the wall than one that rings nothing."""
+    if shares.inside(wall, MOSTLY):
+        return []
+    return [
+        f"label {wall}, taken for the wall, rings nothing and label {a} rings label {b}: try --labels myo={a}"
+        for a, b in shares.pairs(MOSTLY)
+    ]
+
+
+def _find_wall(found: Sequence[int], shares: Shares) -> LabelDecision:
     if len(found) == 1:
         return LabelDecision("auto", found[0], f"label {found[0]} is the only one")
-    frame = _fullest_frame(labels, axis)
-    rings = {a: [b for b in found if b != a and _ringed_share(frame, a, b) >= MOSTLY] for a in found}
+    rings = {a: shares.inside(a, MOSTLY) for a in found}
     walls = [a for a, inside in rings.items() if inside]
     if len(walls) == 1 and len(rings[walls[0]]) == 1:
         (wall,), (pool,) = walls, rings[walls[0]]
@@ -151,25 +183,6 @@ def _find_wall(labels: Labels, found: Sequence[int], axis: int | None) -> LabelD
     options = " or ".join(f"--labels myo={a}" for a in walls or found)
     told = "; ".join(f"label {a} rings {_listed(rings[a])}" for a in walls) or "no label rings another"
     raise AmbiguousLabels(f"labels {_listed(found)}: {told}. Say which is the wall: add {options}")
-
-
-def _fullest_frame(labels: Labels, axis: int | None) -> Labels:
-    """The (X, Y, Z) frame with the most labelled voxels, slices last."""
-    if labels.ndim == 4:
-        labels = labels[..., int(np.count_nonzero(labels, axis=(0, 1, 2)).argmax())]
-    return np.moveaxis(labels, 2 - int(np.argmin(labels.shape[::-1])) if axis is None else axis, 2)
-
-
-def _ringed_share(frame: Labels, ring: int, other: int) -> float:
-    """Share of the voxels of `other` that lie in holes of `ring`, counted slice by slice."""
-    inside = 0
-    for s in range(frame.shape[2]):
-        plane = frame[:, :, s] == ring
-        if plane.any():
-            box = bounding_box(plane)
-            filled = np.asarray(ndimage.binary_fill_holes(plane[box]))
-            inside += np.count_nonzero(filled & (frame[(*box, s)] == other))
-    return inside / max(np.count_nonzero(frame == other), 1)
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -1,10 +1,12 @@
 """What `manifest.json` of a model bundle says; written by the exporter, read by the runtime, defined here once."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from m2s_runtime import flags
 from m2s_runtime.grid import GRID, IN_PLANE, PADDING, PLANES, SLICES, SPACING
+from m2s_runtime.shift_error import NO_ERROR, Deviations
 
 SCHEMA: Final = 1
 """Version of this format; a reader accepts its own only."""
@@ -14,6 +16,11 @@ BATCH: Final = "batch"
 
 GRAPHS: Final = ("mc", "sr", "encode", "denoise", "decode")
 """The networks of a bundle in the order of the data flow; graph `mc` is the file `mc.onnx`."""
+
+FLAVOURS: Final = ("float16",)
+"""Precisions that a bundle may hold beside float32."""
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 
 Shape = tuple[str | int, ...]
 
@@ -75,6 +82,38 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class BatchProfile:
+    """Batch sizes that a TensorRT engine is built for: smallest, the one it is tuned to, largest."""
+
+    min: int
+    opt: int
+    max: int
+
+
+def default_profiles() -> dict[str, BatchProfile]:
+    """One case at a time, and posterior samples or several cases together."""
+    return {"one": BatchProfile(1, 1, 1), "many": BatchProfile(2, 4, 16)}
+
+
+def profile_text(profiles: dict[str, BatchProfile]) -> str:
+    """Profiles in one word, in the order that an engine numbers them: `one=1:1:1,many=2:4:16`."""
+    return ",".join(f"{name}={p.min}:{p.opt}:{p.max}" for name, p in profiles.items())
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """The graphs in another precision, inputs and outputs float32 all the same.
+
+    Attributes:
+        files: graph to file, for the graphs that differ; the others are those of the bundle itself.
+        parity: of the flavour, against the float32 modules; None where it has not passed.
+    """
+
+    files: dict[str, str]
+    parity: Parity | None = None
+
+
+@dataclass(frozen=True)
 class Stage:
     """One training stage: optimiser steps, seed, wall-clock seconds."""
 
@@ -132,7 +171,12 @@ class Manifest:
         temperature: factor on the noise that a single sample of `steps` steps starts from, 0 to 1; optional.
         sample_steps: DDIM steps of several samples, unless the user says otherwise; 0 means `steps`; optional.
         spread_scale: factor that makes the spread of samples cover what it should; optional.
+        shift_error_mm: how wrong the shifts of `mc` are, for `shift_error.draw_shift_errors`; optional.
         flag_limits: limits of flags that differ from `flags.LIMITS`, by the names there; optional.
+        profiles: batch sizes to build TensorRT engines for, by name; optional.
+        flavours: the graphs in other precisions, `float16` only as yet; optional.
+        proven: parity of other engines and precisions than that of `parity`, by `engine-precision` (such as
+            `openvino-bfloat16`); what is not in here is used only when asked for by name; optional.
     """
 
     schema: int
@@ -163,7 +207,16 @@ class Manifest:
     temperature: float = 1.0
     sample_steps: int = 0
     spread_scale: float = 1.0
+    shift_error_mm: Deviations = NO_ERROR
     flag_limits: dict[str, float] = field(default_factory=dict[str, float])
+    profiles: dict[str, BatchProfile] = field(default_factory=default_profiles)
+    flavours: dict[str, Flavour] = field(default_factory=dict[str, Flavour])
+    proven: dict[str, Parity] = field(default_factory=dict[str, Parity])
+
+    def graph_file(self, graph: str, precision: str = "float32") -> str:
+        """Name of the file that holds `graph` in `precision`."""
+        flavour = self.flavours.get(precision)
+        return flavour.files.get(graph, f"{graph}.onnx") if flavour else f"{graph}.onnx"
 
 
 def signatures(latent_shape: tuple[int, int, int, int], *, pool: bool) -> dict[str, GraphSpec]:
@@ -202,7 +255,28 @@ def faults(manifest: Manifest) -> list[str]:
         found.append(f"sample_steps is {manifest.sample_steps}, negative")
     if not 0 <= manifest.temperature <= 1:
         found.append(f"temperature is {manifest.temperature}, not between 0 and 1")
+    if any(deviation < 0 for deviation in manifest.shift_error_mm):
+        found.append(f"shift_error_mm is {manifest.shift_error_mm}, partly negative")
+    found += _extra_faults(manifest)
     found += [f"flag_limits has no {n!r}, only {', '.join(flags.LIMITS)}" for n in flags.unknown(manifest.flag_limits)]
+    return found
+
+
+def _extra_faults(manifest: Manifest) -> list[str]:
+    """Of profiles and flavours."""
+    found = [
+        f"profile {name!r} is {p.min}, {p.opt}, {p.max}, not three growing batch sizes from 1 on"
+        for name, p in manifest.profiles.items()
+        if not (1 <= p.min <= p.opt <= p.max and _NAME.fullmatch(name))
+    ]
+    if not manifest.profiles:
+        found.append("profiles are none")
+    for name, flavour in manifest.flavours.items():
+        if name not in FLAVOURS:
+            found.append(f"flavour {name!r} is none of {', '.join(FLAVOURS)}")
+        for graph, file in flavour.files.items():
+            if graph not in GRAPHS or file not in manifest.files:
+                found.append(f"flavour {name!r} names {graph!r} in {file!r}, which is not listed")
     return found
 
 

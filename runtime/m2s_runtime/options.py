@@ -2,8 +2,11 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Literal
+
+from m2s_runtime.limits import Limits
 
 Space = Literal["lps", "ras"]
 
@@ -13,10 +16,16 @@ FORMATS: Final = ("ply", "stl", "vtp", "obj", "glb")
 SPREAD_FORMATS: Final = ("ply", "vtp")
 """Those of them that can hold a number for each vertex."""
 
+ENGINES: Final = ("auto", "onnx", "openvino", "trt")
+"""Inference engines; `auto` is the fastest that is installed, proven on the bundle and fits the device."""
+
+PRECISIONS: Final = ("auto", "float32", "float16", "bfloat16")
+"""Arithmetic of the networks; not every engine has each."""
+
 SPACES: Final[tuple[Space, ...]] = ("lps", "ras")
 """World axes of mesh files: DICOM's (left, posterior, superior) or NIfTI's (right, anterior, superior)."""
 
-SAVES: Final = ("mask", "sdg", "shifts")
+SAVES: Final = ("mask", "overlay", "sdg", "shifts")
 """Intermediate results that can be kept beside the mesh."""
 
 MOST_SAMPLES: Final = 64
@@ -38,6 +47,9 @@ class Options:
         overwrite: redo cases that are complete.
         samples: posterior samples whose mean is the surface.
         refine: how often at most the slices are re-registered to the reconstruction.
+        limits: how large an input may be.
+        share_shifts: whether all frames of a cine are given the same slice shifts.
+        anonymise: whether inputs are named by a digest, see `m2s_runtime.anonymise`.
     """
 
     labels: str = "auto"
@@ -50,13 +62,17 @@ class Options:
     overwrite: bool = False
     samples: int = 1
     refine: int = 0
+    limits: Limits = field(default_factory=Limits)
+    share_shifts: bool = True
+    anonymise: bool = False
 
     def fingerprint(self, **bound: str | int) -> str:
         """Sha256 of everything here that can change a case's files, plus `bound`.
 
         What `bound` should hold: engine and its version, device, threads, distance kernel, version of this program.
 
-        `frames` is left out because it only chooses among cases, `overwrite` because it only chooses when.
+        `frames` and `limits` are left out because they only choose among cases, `overwrite` because it only chooses
+        when.
         """
         parts: dict[str, object] = {
             "labels": self.labels,
@@ -67,6 +83,46 @@ class Options:
             "seed": self.seed,
             "samples": self.samples,
             "refine": self.refine,
+            "share_shifts": self.share_shifts,
+            "anonymise": self.anonymise,
             **bound,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How and where a run is carried out.
+
+    Attributes:
+        model: bundle folder or name; None for the default bundle.
+        engine: inference engine, see `m2s_runtime.engines`.
+        precision: out of `PRECISIONS`.
+        engine_dir: folder of built TensorRT engines; None for the user's cache.
+        device: device, or several separated by commas.
+        threads: cores for each process; 0 means an equal part of those there are.
+        jobs: processes on the CPU; 0 does everything in the one that runs already; None means one, or in a cluster as
+            many as it has room for.
+        timeout: seconds a case may take, 0 for any number.
+        cluster: the system that runs the processes, see `m2s_runtime.cluster`; None for this machine.
+        shard: part of the run, see `m2s_runtime.shards`.
+        retry_failed: do only what failed before.
+        dry_run: only say what would happen.
+        log_json: file that gets a JSON line for each event; None for no such file.
+        verbosity: -1 shows failures only, 1 adds decisions, stage times and traces.
+    """
+
+    model: str | None = None
+    engine: str = "auto"
+    precision: str = "auto"
+    engine_dir: Path | None = None
+    device: str = "auto"
+    threads: int = 0
+    jobs: int | None = None
+    timeout: float = 3600.0
+    cluster: str | None = None
+    shard: str = "1/1"
+    retry_failed: bool = False
+    dry_run: bool = False
+    log_json: Path | None = None
+    verbosity: int = 0

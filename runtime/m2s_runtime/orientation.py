@@ -15,6 +15,9 @@ SPACING_MM: Final = (0.1, 30.0)
 ORTHOGONAL_WITHIN: Final = 1e-3
 """Largest cosine of the angle between two axes."""
 
+FARTHEST_MM: Final = 1e5
+"""Largest believable offset from the scanner's origin; float32 vertices lose a tenth of a millimetre beyond 1e6."""
+
 AGREE_WITHIN_MM: Final = 0.5
 """Two forms of the same affine are the same while no corner of the volume moves by more than this."""
 
@@ -22,6 +25,7 @@ UNIT_MM: Final = {1: 1000.0, 2: 1.0, 3: 1e-3}
 """NIfTI spatial unit code (metre, millimetre, micrometre) to millimetres; files that say nothing mean millimetres."""
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what overflows is refused, or warned of
 def read_affine(header: Nifti1Header) -> tuple[Affine, tuple[str, ...]]:
     """The affine that voxel indices are mapped with: sform, else qform, else spacing alone.
 
@@ -29,16 +33,18 @@ def read_affine(header: Nifti1Header) -> tuple[Affine, tuple[str, ...]]:
         (4, 4) float64 voxel index to world mm (RAS), and warnings.
 
     Raises:
-        BadAffine: not finite, not invertible, sheared by more than 1e-3, or with voxels outside 0.1 .. 30 mm.
+        BadAffine: not finite, not invertible, sheared by more than 1e-3, with voxels outside 0.1 .. 30 mm, or more
+            than 100 m from the origin.
     """
-    scale = np.diag([*[UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)] * 3, 1.0])
+    # By rows and not by a matrix: infinity times zero would be noise on stderr.
+    scale = np.array([*[UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)] * 3, 1.0])[:, None]
     forms: dict[str, Affine] = {}
     if int(header["sform_code"]) > 0:
-        forms["sform"] = scale @ np.asarray(header.get_sform(), np.float64)
+        forms["sform"] = scale * np.asarray(header.get_sform(), np.float64)
     if int(header["qform_code"]) > 0:
-        forms["qform"] = scale @ _qform(header, needed=not forms)
+        forms["qform"] = scale * _qform(header, needed=not forms)
     if not forms:
-        forms["pixdim"] = scale @ np.asarray(header.get_base_affine(), np.float64)
+        forms["pixdim"] = scale * np.asarray(header.get_base_affine(), np.float64)
     name, affine = next(iter(forms.items()))
     _check(affine, name)
     return affine, tuple(_warnings(forms, np.array(header["dim"][1:4], np.float64)))
@@ -62,6 +68,9 @@ def _check(affine: Affine, name: str) -> None:
     if not ((spacing >= low - 1e-6) & (spacing <= high + 1e-6)).all():
         found = " x ".join(f"{s:.4g}" for s in spacing)
         raise BadAffine(f"{name} gives voxels of {found} mm, believable are {low} to {high}: correct the spacing")
+    farthest = float(abs(affine[:3, 3]).max())
+    if farthest > FARTHEST_MM:
+        raise BadAffine(f"{name} puts the volume {farthest:.3g} mm from the origin: correct its offsets")
     axes = affine[:3, :3] / spacing
     skew = float(abs(axes.T @ axes - np.eye(3)).max())
     if skew > ORTHOGONAL_WITHIN:
@@ -73,6 +82,8 @@ def _warnings(forms: dict[str, Affine], shape: npt.NDArray[np.float64]) -> list[
         return ["neither sform nor qform is set: spacing is kept, position and orientation are unknown"]
     if len(forms) < 2:
         return []
+    if not np.isfinite(forms["qform"]).all():
+        return ["qform is unusable, sform is used"]
     corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * [*(shape - 1), 1]
     apart = float(np.linalg.norm(corners @ (forms["sform"] - forms["qform"]).T, axis=1).max())
     if apart <= AGREE_WITHIN_MM:

@@ -2,19 +2,18 @@
 
 import numpy as np
 
-from m2s_runtime import ddim, flags
-from m2s_runtime.agreement import agreement, sections
-from m2s_runtime.apex import close_apex
+from m2s_runtime import flags
 from m2s_runtime.bundle import Bundle
 from m2s_runtime.clock import Clock
-from m2s_runtime.csdg import coarse_sdg, to_grid
 from m2s_runtime.engines.base import Engine
+from m2s_runtime.errors import EmptyWall
+from m2s_runtime.handles import surface_without_handles
+from m2s_runtime.one_pass import OnePass
 from m2s_runtime.placement import Canonical
 from m2s_runtime.refine import STILL_MM, register
 from m2s_runtime.result import Floats, Pass, Reconstruction
-from m2s_runtime.sampling import mean_sdg, start_noise, vertex_spread
+from m2s_runtime.sampling import vertex_spread
 from m2s_runtime.slices import centre_shifts, common_shift, signed_distance
-from m2s_runtime.surface import extract_surface
 
 __all__ = ["Reconstruction", "Reconstructor"]
 
@@ -27,17 +26,28 @@ class Reconstructor:
         samples: int = 1, refine: int = 0,
     ) -> None:  # fmt: skip
         """Draw `samples` posterior samples with `steps` steps each; re-register the slices up to `refine` times."""
-        self.manifest, self.engine, self.seed, self.threads = bundle.manifest, engine, seed, max(threads, 1)
-        self.samples, self.refine = max(samples, 1), max(refine, 0)
-        usual = self.manifest.steps if self.samples == 1 else self.manifest.sample_steps or self.manifest.steps
-        self.levels = ddim.timesteps(steps or usual, self.manifest.timestep_spacing)
-        # A damped start goes with the number of steps that it was chosen for; any other is plain sampling.
-        self.temperature = self.manifest.temperature if len(self.levels) == self.manifest.steps else 1.0
-        schedule = self.manifest.schedule
-        self.bars = ddim.alpha_bars(schedule.beta_start, schedule.beta_end, schedule.train_steps)
+        self.manifest, self.engine, self.samples, self.refine = bundle.manifest, engine, max(samples, 1), max(refine, 0)
+        self._pass = OnePass(
+            self.manifest, engine, steps=steps, seed=seed, threads=max(threads, 1), samples=self.samples
+        )
 
-    def reconstruct(self, canonical: Canonical, noise_key: str) -> Reconstruction:
+    def estimate(self, canonical: Canonical, noise_key: str) -> Floats:
+        """Shifts (12, 2) mm that `reconstruct` would find, less what all slices have in common; errors as there."""
+        if self.refine:
+            result = self.reconstruct(canonical, noise_key)
+            return result.shifts - result.common_shift
+        pool = canonical.pool[None]
+        shifts = self._shifts(self._slices(canonical)[1], pool)
+        return (shifts - common_shift(shifts, pool))[0]
+
+    def reconstruct(self, canonical: Canonical, noise_key: str, shared: Floats | None = None) -> Reconstruction:
         """Reconstructs one stack; the noise is a function of `noise_key` (sha256, hex), seed and sample number.
+
+        Args:
+            canonical: the stack.
+            noise_key: sha256, hex.
+            shared: (12, 2) mm, known shifts (those of all frames of a cine, `cine.shared_shifts`), taken as they are
+                and placed without removing a common part.
 
         Raises:
             EmptyWall: nothing is left after super-resolution or decoding.
@@ -45,59 +55,44 @@ class Reconstructor:
         """
         clock, pool = Clock(), canonical.pool[None]
         with clock("shifts"):
-            distances = signed_distance(canonical.masks, self.manifest.clip_mm)
-            seen = canonical.masks.astype(np.float32) if self.manifest.slices == "mask" else distances
-            slices = seen[None, None]
-            shifts = centre_shifts(self.engine.run("mc", {"slices": slices, "pool": pool})["shifts"], pool)
-        passes = [self._pass(canonical, distances, slices, shifts, noise_key, clock)]
-        for _ in range(self.refine):
+            distances, slices = self._slices(canonical)
+            shifts = self._shifts(slices, pool) if shared is None else centre_shifts(shared[None], pool)
+        passes = [self._pass.run(canonical, distances, slices, shifts, noise_key, clock)]
+        for _ in range(self.refine if shared is None else 0):
             with clock("refine"):
                 shifts = centre_shifts(register(distances, shifts[0], passes[-1].cut)[None], pool)
             if abs(shifts - passes[-1].shifts).max() < STILL_MM:
                 break
-            passes.append(self._pass(canonical, distances, slices, shifts, noise_key, clock))
+            try:
+                passes.append(self._pass.run(canonical, distances, slices, shifts, noise_key, clock))
+            except EmptyWall:  # moved too far: what an earlier pass found stands
+                break
         best = max(passes, key=lambda one: float(np.nanmean(one.agreement)))  # of equals the first
-        return self._surface(canonical, best, clock)
+        # Shared shifts say where the slices lie; centring moved them all alike, which the placement takes back.
+        common = common_shift(best.shifts, pool)[0] if shared is None else (best.shifts[0] - shared)[0]
+        return self._surface(canonical, best, common, clock)
 
-    def _pass(
-        self, canonical: Canonical, distances: Floats, slices: Floats, shifts: Floats, noise_key: str, clock: Clock
-    ) -> Pass:
-        step_mm, manifest = canonical.placement.step_mm, self.manifest
-        with clock("super-resolution"):
-            planes = self.engine.run("sr", {"slices": slices, "shifts": shifts})["prob"][0, 0]
-            probability = to_grid(planes, step_mm)
-        with clock("c-sdg"):
-            csdg = coarse_sdg(probability >= 0.5, self.threads)
-        with clock("encode"):
-            zc = self.engine.run("encode", {"csdg": csdg[None, None]})["zc"].repeat(self.samples, axis=0)
-        with clock("denoise"):
-            noise = start_noise(noise_key, self.seed, self.samples, manifest.latent_shape, self.temperature)
-            z = ddim.sample(lambda z, t: self._denoise(z, zc, t), noise, self.levels, self.bars)
-        with clock("decode"):
-            sdgs = self.engine.run("decode", {"z": z})["sdg"][:, 0]
-            mean = mean_sdg(sdgs)
-            sdg, capped = close_apex(mean)
-        with clock("agreement"):
-            # Before the cap, which may lie in the plane of a slice that is a ring.
-            cut = sections(mean, step_mm)
-            agreed = agreement(distances, shifts[0], cut)
-        return Pass(shifts, probability, sdgs, sdg, cut, agreed, capped)
+    def _slices(self, canonical: Canonical) -> tuple[Floats, Floats]:
+        """Signed distances (128, 128, 12) mm, and what the networks see of them, (1, 1, 128, 128, 12)."""
+        distances = signed_distance(canonical.masks, self.manifest.clip_mm)
+        seen = canonical.masks.astype(np.float32) if self.manifest.slices == "mask" else distances
+        return distances, seen[None, None]
 
-    def _surface(self, canonical: Canonical, best: Pass, clock: Clock) -> Reconstruction:
+    def _shifts(self, slices: Floats, pool: Floats) -> Floats:
+        return centre_shifts(self.engine.run("mc", {"slices": slices, "pool": pool})["shifts"], pool)
+
+    def _surface(self, canonical: Canonical, best: Pass, common: Floats, clock: Clock) -> Reconstruction:
         with clock("surface"):
-            common = common_shift(best.shifts, canonical.pool[None])[0]
             affine = canonical.placement.world(common)
-            mesh = extract_surface(best.sdg, affine)
+            surface = surface_without_handles(best.sdg, affine)
+            mesh, sdg = surface.mesh, surface.sdg
             scale = self.manifest.spread_scale
             spread = vertex_spread(mesh.vertices, affine, best.sdgs, scale) if self.samples > 1 else None
-        measured = flags.measures(canonical, mesh, best.sdg, best.agreement, spread)
+        measured = flags.measures(canonical, mesh, sdg, best.agreement, spread)
         raised = flags.raised(measured, self.manifest.flag_limits)
         raised = (*flags.step_flags(canonical.placement.step_mm, self.manifest.step_range_mm), *raised)
-        raised += ("apex_closed",) * best.capped
+        raised += ("apex_closed",) * best.capped + ("tunnels_filled",) * surface.filled
         return Reconstruction(
-            mesh, best.shifts[0], common, best.probability, best.sdg, affine, raised, clock.seconds, spread,
+            mesh, best.shifts[0], common, best.probability, sdg, affine, raised, clock.seconds, spread,
             best.agreement,
         )  # fmt: skip
-
-    def _denoise(self, z: Floats, zc: Floats, t: int) -> Floats:
-        return self.engine.run("denoise", {"z": z, "zc": zc, "t": np.full(len(z), t, np.int64)})["eps"]

@@ -103,9 +103,12 @@ def canonicalise(wall: BoolArray, affine: Affine) -> Canonical:
         raise EmptyWall("no voxel of the wall in this volume: check the labels, or leave this frame out (--frames)")
     axis = slice_axis(affine)
     order = [a for a in range(3) if a != axis] + [axis]
-    stack, placed = _without_specks(np.transpose(wall, order)), affine[:, [*order, 3]]
+    stack, placed = np.transpose(wall, order), affine[:, [*order, 3]]
     spacing = np.linalg.norm(placed[:3, :3], axis=0)
+    # Neither specks nor direction change which slices hold wall: what has too many goes before they cost time.
+    _choose(stack, float(spacing[2]), flipped=False)
 
+    stack = _without_specks(stack)
     taper = _taper(stack, spacing)
     chosen = _choose(stack, float(spacing[2]), flipped=taper < -CLEAR_TAPER)
     masks, middle = resample(stack[:, :, chosen.source], spacing[:2], chosen.start)
@@ -183,13 +186,17 @@ def _blend(
 def _without_specks(stack: BoolArray) -> BoolArray:
     """Drop from each slice the pieces that are tiny beside its largest; they would widen outline and distances."""
     box = bounding_box(np.asarray(stack.any(axis=2)))
-    kept = stack.copy()
+    kept = stack
     for s in np.flatnonzero(wall_slices(stack)):
         plane = stack[(*box, s)]
         pieces = np.zeros(plane.shape, np.int32)
         ndimage.label(plane, np.ones((3, 3)), output=pieces)
         areas = np.bincount(pieces[plane])
-        kept[(*box, s)] = plane & (areas >= SPECK * areas.max())[pieces]
+        large = areas >= SPECK * areas.max()
+        if not large[areas > 0].all():
+            # A copy only where one is needed: the volume may be as large as the reader lets through.
+            kept = stack.copy() if kept is stack else kept
+            kept[(*box, s)] = plane & large[pieces]
     return kept
 
 
@@ -218,7 +225,7 @@ def _loss(slices: npt.NDArray[np.intp], sizes: Vector) -> float:
 
 
 def _wall_area(stack: BoolArray, slices: npt.NDArray[np.intp]) -> Vector:
-    return np.count_nonzero(stack[:, :, slices], axis=(0, 1)).astype(np.float64)
+    return np.count_nonzero(stack, axis=(0, 1))[slices].astype(np.float64)
 
 
 def _outline_radius(plane: BoolArray, spacing: Vector) -> float:

@@ -47,6 +47,17 @@ def bounding_box(plane: BoolArray, margin: int = 0) -> tuple[slice, slice]:
     )
 
 
+def divided(plane: BoolArray) -> npt.NDArray[np.int32]:
+    """The parts into which the set pixels of (X, Y) divide the rest: 1 outside, 2 and on the holes; 0 where set.
+
+    One pass, where filling by dilation would take a step for each pixel of a spiral.
+    """
+    parts = np.zeros(np.add(plane.shape, 2), np.int32)
+    # One pixel of background all round joins everything outside into the part labelled 1.
+    ndimage.label(np.pad(~plane, 1, constant_values=True), output=parts)
+    return parts[1:-1, 1:-1]
+
+
 def signed_distance(masks: BoolArray, clip_mm: float) -> FloatArray:
     """In-plane signed distance to the wall's boundary, negative inside the wall.
 
@@ -144,11 +155,9 @@ def _pool_of_slice(plane: BoolArray) -> tuple[float, float, float]:
         return CENTRE, CENTRE, 0.0
     box = bounding_box(plane)
     wall = plane[box]
-    # One pixel of background all round joins everything outside into the component labelled 1.
-    regions = np.zeros(np.add(wall.shape, 2), np.int32)
-    ndimage.label(np.pad(~wall, 1, constant_values=True), output=regions)
+    regions = divided(wall)
     areas = np.bincount(regions.ravel(), minlength=2)
     areas[:2] = 0
     hole = int(areas.argmax())
-    i, j = np.nonzero(regions[1:-1, 1:-1] == hole) if areas[hole] else np.nonzero(wall)
+    i, j = np.nonzero(regions == hole) if areas[hole] else np.nonzero(wall)
     return float(i.mean() + box[0].start), float(j.mean() + box[1].start), float(areas[hole])

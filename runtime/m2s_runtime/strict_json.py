@@ -3,12 +3,16 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import types
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+_PLAIN: Final = (str, int, bool, types.NoneType)
+"""Types whose every value fits."""
 
 
 class Misfit(ValueError):
@@ -53,6 +57,8 @@ def _no_constant(name: str) -> float:
 
 def _fit(kind: Any, value: Any, where: str) -> Any:
     """`value` as `kind`; `where` is the path to it, for the message."""
+    if type(value) is kind and kind in _PLAIN:
+        return value
     origin = get_origin(kind)
     if dataclasses.is_dataclass(kind):
         return _fit_record(cast(type, kind), value, where)
@@ -70,14 +76,32 @@ def _fit(kind: Any, value: Any, where: str) -> Any:
 
 def _fit_record(kind: type, value: Any, where: str) -> Any:
     _checked(value, where, isinstance(value, dict), "an object")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     fields = dataclasses.fields(kind)
     unknown = sorted(set(value) - {f.name for f in fields})
     missing = [f.name for f in fields if f.name not in value and _required(f)]
     if unknown or missing:
         faults = [f"unknown {n!r}" for n in unknown] + [f"missing {n!r}" for n in missing]
         raise Misfit(f"{where.lstrip('.') or 'top level'}: {', '.join(faults)}")
-    return kind(**{n: _fit(hints[n], item, f"{where}.{n}") for n, item in value.items()})
+    plain = _plain_types(kind)  # most values are plain: this is what reading thousands of records lives on
+    return kind(**{
+        n: item if type(item) in plain[n] else _fit(hints[n], item, f"{where}.{n}") for n, item in value.items()
+    })  # fmt: skip
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+@functools.cache
+def _plain_types(kind: type) -> dict[str, frozenset[type]]:
+    """For each field of a dataclass, the types whose values it takes as they are."""
+    found: dict[str, frozenset[type]] = {}
+    for name, hint in _hints(kind).items():
+        members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        found[name] = frozenset(member for member in members if member in _PLAIN)
+    return found
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:
@@ -85,6 +109,8 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _fit_union(kind: Any, value: Any, where: str) -> Any:
+    if type(value) in _PLAIN and type(value) in get_args(kind):
+        return value
     faults: list[str] = []
     for member in get_args(kind):
         try:

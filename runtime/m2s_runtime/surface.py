@@ -1,6 +1,7 @@
 """From a signed distance grid to a closed triangle mesh in millimetres, and what can be said about a mesh."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal
 
 import numpy as np
@@ -34,6 +35,11 @@ class Mesh:
 
     vertices: Points
     faces: Faces
+
+    @cached_property
+    def topology(self) -> "Topology":
+        """What `topology` says of it, found once."""
+        return topology(self)
 
 
 @dataclass(frozen=True)

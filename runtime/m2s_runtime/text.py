@@ -1,10 +1,12 @@
 """Text from outside (file names, library messages) made safe for terminals and spreadsheets."""
 
+import re
 import unicodedata
 from typing import Final
 
 _UNSAFE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-_FORMULA: Final = frozenset("=+-@\t\r")
+_FORMULA: Final = re.compile(r"""(^|[;|][\s"]*)(?=[=+\-@＝＋－＠])""")
+"""Where a formula would begin, in wide letters too: at the start, or behind what some countries separate cells with."""
 
 
 def clean(text: str) -> str:
@@ -13,7 +15,7 @@ def clean(text: str) -> str:
     Without this a file name could move the cursor, recolour the terminal or fake a second line of a log.
     """
     line = " ".join(text.split())
-    return "".join("?" if unicodedata.category(c) in _UNSAFE else c for c in line)
+    return line if line.isprintable() else "".join("?" if unicodedata.category(c) in _UNSAFE else c for c in line)
 
 
 def csv_cell(value: object) -> str:
@@ -26,5 +28,4 @@ def csv_cell(value: object) -> str:
         return f"{value:.6g}"
     if isinstance(value, int):
         return str(value)
-    text = clean(str(value))
-    return f"'{text}" if text[:1] in _FORMULA else text
+    return _FORMULA.sub(r"\1'", clean(str(value)))

@@ -1,43 +1,38 @@
-"""Reading label volumes (NIfTI-1 and -2, plain or gzip) that may be broken or hostile.
+"""Reading label volumes (NIfTI-1 and -2, single files or pairs, plain or gzip) that may be broken or hostile.
 
-The header is judged before any voxel is decompressed, and no more bytes are read than it declares. What the file
-is called does not matter, only what it holds.
+The header is judged before any voxel is decompressed, and no more bytes are read than it declares. Only the two files
+of a pair go by their names; otherwise what a file is called does not matter, only what it holds.
 """
 
-import gzip
-import hashlib
-import stat
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from nibabel.nifti1 import Nifti1Header
-from nibabel.nifti2 import Nifti2Header
-from nibabel.spatialimages import HeaderDataError
 
-from m2s_runtime.errors import BadHeader, BadLabels, CaseError, UnreadableVolume
+from m2s_runtime import gzip_stream
+from m2s_runtime.errors import BadLabels, CaseError, UnreadableVolume
+from m2s_runtime.frames import frame_ms
+from m2s_runtime.gzip_stream import GzipStream
+from m2s_runtime.limits import Limits
+from m2s_runtime.nifti_files import digest, header_of, open_regular, voxels_of
+from m2s_runtime.nifti_header import Stream, read_header, scaled_type, shape_of, skip_of
 from m2s_runtime.orientation import read_affine
 
-Stream = BufferedReader | gzip.GzipFile
-Frame = npt.NDArray[np.integer | np.floating]
+Values = npt.NDArray[np.integer[Any] | np.floating[Any]]
 LabelArray = npt.NDArray[np.uint8 | np.int16]
-
-MAX_VOXELS: Final = 64 * 2**20
-"""Voxels over all frames; 50 frames of 256 x 256 x 20 fit."""
-
-MAX_AXIS: Final = 1024
-MAX_FRAMES: Final = 100
-MAX_FILE_BYTES: Final = 2 * 2**30
-MAX_HEADER_BYTES: Final = 2**20
-"""Bytes before the first voxel, extensions included."""
 
 MAX_TRAILING_BYTES: Final = 2**20
 """Bytes after the last voxel that are read to reach the checksum; with more than these it is not compared."""
+
+BLOCK_VOXELS: Final = 2**19
+"""Voxels converted at a time: however large the volume, only its labels are held whole."""
 
 INTEGRAL_WITHIN: Final = 1e-3
 LARGEST_LABEL: Final = 2**15 - 1
@@ -48,11 +43,12 @@ class Study:
     """One label volume, read whole.
 
     Attributes:
-        labels: (X, Y, Z, T) uint8 or int16, as stored.
+        labels: (X, Y, Z, T) uint8, or int16 where a label is over 255, as stored.
         affine: (4, 4) float64, voxel index to world mm (RAS).
-        path: where it was read.
-        sha256: hexadecimal digest of the file's bytes.
+        path: where it was read; of a pair its header.
+        sha256: hexadecimal digest of the file's bytes, see `nifti_files.digest_of`.
         warnings: what is odd about the file yet no reason to refuse it.
+        frame_ms: time from frame to frame; None where there is a single one or the header does not tell.
     """
 
     labels: LabelArray
@@ -60,124 +56,110 @@ class Study:
     path: Path
     sha256: str
     warnings: tuple[str, ...]
+    frame_ms: float | None = None
 
 
-def read_study(path: Path) -> Study:
-    """Read a NIfTI label map, 3-D, 4-D or with trailing axes of length one.
+def read_study(path: Path, limits: Limits = Limits()) -> Study:  # noqa: B008 - frozen
+    """Read a NIfTI label map, 3-D, 4-D or with trailing axes of length one; of a pair either file may be named.
 
     Raises:
-        UnreadableVolume: no regular file, no permission, not NIfTI, or truncated.
-        BadHeader: dimensions that are negative, zero, too large or of the wrong number.
+        UnreadableVolume: no regular file, no permission, not NIfTI, half a pair, or truncated.
+        BadHeader: dimensions that are negative, zero, over the limits or of the wrong number.
         BadAffine: see `orientation.read_affine`.
         BadLabels: voxel values that are not whole numbers from 0 to 32767.
     """
-    path = Path(path)
+    path = header_of(Path(path))
+    names = path.name
     try:
-        with _open_regular(path) as file:
-            stream = gzip.GzipFile(fileobj=file) if file.peek(2).startswith(b"\x1f\x8b") else file
-            header = _read_header(stream)
-            shape = _shape(header)
+        with ExitStack() as stack:
+            files = [stack.enter_context(open_regular(path, limits))]
+            stream = _decompressed(files[0])
+            header, single = read_header(stream)
+            shape = shape_of(header, limits)
             affine, warnings = read_affine(header)
-            labels = _read_labels(stream, header, shape)
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if not single:
+                voxels = _second_half(path)
+                names = f"{path.name} + {voxels.name}"
+                files.append(stack.enter_context(open_regular(voxels, limits)))
+                stream = _decompressed(files[1])
+            labels = _read_labels(stream, header, shape, limits, skip=skip_of(header, single=single))
+            sha256 = digest(files)
     except CaseError as error:
-        raise type(error)(f"{path.name}: {error}") from None
+        raise type(error)(f"{names}: {error}") from None
     except PermissionError:
-        raise UnreadableVolume(f"{path.name}: not readable by this user: check the permissions") from None
+        raise UnreadableVolume(f"{names}: not readable by this user: check the permissions") from None
     except (EOFError, zlib.error) as error:
-        raise UnreadableVolume(f"{path.name}: damaged or cut short ({error}): copy it again") from None
+        raise UnreadableVolume(f"{names}: damaged or cut short ({error}): copy it again") from None
     except OSError as error:
-        raise UnreadableVolume(f"{path.name}: cannot be read ({error.strerror or error}): copy it again") from None
-    return Study(labels, affine, path, digest, warnings)
+        raise UnreadableVolume(f"{names}: cannot be read ({error.strerror or error}): copy it again") from None
+    time_step = frame_ms(float(header["pixdim"][4]), int(header["xyzt_units"])) if shape[3] > 1 else None
+    return Study(labels, affine, path, sha256, warnings, time_step)
 
 
-def _open_regular(path: Path) -> BufferedReader:
-    """Open a regular file; a pipe or device would block for ever, so it is looked at before it is opened."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        raise UnreadableVolume("no such file") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise UnreadableVolume("not a regular file: give the .nii or .nii.gz file itself")
-    if status.st_size > MAX_FILE_BYTES:
-        raise UnreadableVolume(f"{status.st_size / 2**30:.1f} GiB on disk, too much for a label map: store it as uint8")
-    return path.open("rb")
+def _decompressed(file: BufferedReader) -> Stream:
+    return GzipStream(file) if file.peek(2).startswith(gzip_stream.MAGIC) else file
 
 
-def _read_header(stream: Stream) -> Nifti1Header:
-    start = stream.read(540)
-    kinds = {348: Nifti1Header, 540: Nifti2Header}
-    sizes = [int.from_bytes(start[:4], order, signed=True) for order in ("little", "big")]
-    kind = next((kinds[size] for size in sizes if size in kinds), None)
-    if kind is None or len(start) < kind.template_dtype.itemsize:
-        raise UnreadableVolume("not a NIfTI file: convert it to .nii.gz")
-    order = "<" if sizes[0] in kinds else ">"
-    header = kind(start[: kind.template_dtype.itemsize], order, check=False)
-    magic = bytes(header["magic"].item())
-    if not magic.startswith(b"n+"):
-        raise UnreadableVolume("not a single-file NIfTI (Analyze or .hdr/.img pair): convert it to .nii.gz")
-    return header
-
-
-def _shape(header: Nifti1Header) -> tuple[int, int, int, int]:
-    """The declared (X, Y, Z, T), within the limits."""
-    dim = [int(d) for d in header["dim"]]
-    if not 3 <= dim[0] <= 7:
-        raise BadHeader(f"{dim[0]} dimensions declared: 3 (x, y, z) or 4 (x, y, z, time) are needed")
-    sizes = dim[1 : dim[0] + 1] + [1] * (4 - dim[0])
-    declared = " x ".join(map(str, sizes))
-    if min(sizes) < 1:
-        raise BadHeader(f"impossible size {declared}: write the file anew with its true size")
-    if max(sizes[4:], default=1) > 1:
-        raise BadHeader(f"size {declared} has more than four axes: store one volume, or one cine (x, y, z, time)")
-    if max(sizes[:3]) > MAX_AXIS or sizes[3] > MAX_FRAMES or np.prod(sizes, dtype=np.float64) > MAX_VOXELS:
-        raise BadHeader(
-            f"size {declared} is over the limits ({MAX_AXIS} voxels an axis, {MAX_FRAMES} frames,"
-            f" {MAX_VOXELS // 2**20} Mi voxels in all): crop it round the heart, or split the frames"
+def _second_half(header: Path) -> Path:
+    voxels = voxels_of(header)
+    if voxels is None:
+        raise UnreadableVolume(
+            "is only the header of a .hdr/.img pair: put both side by side under one name, or convert them to .nii.gz"
         )
-    return sizes[0], sizes[1], sizes[2], sizes[3]
+    return voxels
 
 
-def _read_labels(stream: Stream, header: Nifti1Header, shape: tuple[int, int, int, int]) -> LabelArray:
-    frames = [_as_labels(values) for values in _read_frames(stream, header, shape)]
+def _read_labels(
+    stream: Stream, header: Nifti1Header, shape: tuple[int, int, int, int], limits: Limits, *, skip: int
+) -> LabelArray:
+    count = int(np.prod(shape))
+    # Memory that is never written to is never taken, so a file cut short costs no more than it holds.
+    labels: LabelArray = np.zeros(count, np.uint8)
+    stream.read(skip)
+    start = 0
+    for block in _blocks(stream, header, count):
+        found = _as_labels(block)
+        if labels.dtype == np.uint8 and found.max() > np.iinfo(np.uint8).max:
+            labels = _wider(labels, start, limits)
+        if found.any():
+            labels[start : start + len(found)] = found
+        start += len(found)
     # A gzip stream compares its checksum where it ends; look for the end, but not for ever.
     stream.read(MAX_TRAILING_BYTES)
-    small = all(frame.max() <= np.iinfo(np.uint8).max for frame in frames)
-    if small:
-        return np.stack([frame.astype(np.uint8) for frame in frames], axis=3)
-    return np.stack(frames, axis=3)
+    return labels.reshape(shape, order="F")
 
 
-def _read_frames(stream: Stream, header: Nifti1Header, shape: tuple[int, int, int, int]) -> Iterator[Frame]:
-    """Yield (X, Y, Z) frames, scaled as the header says, one at a time: a float64 cine would not fit twice."""
-    try:
-        dtype = header.get_data_dtype()
-        slope, intercept = header.get_slope_inter()
-    except KeyError:
-        raise BadHeader(f"unknown data type {int(header['datatype'])}: write the file anew as uint8") from None
-    except HeaderDataError as error:
-        raise BadHeader(f"{error}: write the file anew as uint8") from None
-    if dtype.kind not in "uif" or dtype.itemsize > 8:
-        raise BadLabels(f"voxels of type {dtype} are no labels: write the file anew as uint8")
-    offset = float(header["vox_offset"])
-    if not header.template_dtype.itemsize <= offset <= MAX_HEADER_BYTES:
-        raise BadHeader(f"voxels said to start at byte {offset:g}: write the file anew")
-    stream.seek(int(offset))
-    size = int(np.prod(shape[:3])) * dtype.itemsize
-    for _ in range(shape[3]):
+def _wider(labels: LabelArray, filled: int, limits: Limits) -> LabelArray:
+    """Room for labels over 255."""
+    if 2 * len(labels) > limits.voxels:
+        raise BadLabels(
+            f"holds labels over 255, of which {limits.voxels // 2} voxels at most fit the limit: number them from 1,"
+            f" or add --max-voxels {2 * len(labels)}"
+        )
+    wide = np.zeros(len(labels), np.int16)
+    wide[:filled] = labels[:filled]
+    return wide
+
+
+def _blocks(stream: Stream, header: Nifti1Header, count: int) -> Iterator[Values]:
+    """Yield `count` voxel values as they are stored, first axis fastest, scaled as the header says, piece by piece."""
+    dtype, scaling = scaled_type(header)
+    for start in range(0, count, BLOCK_VOXELS):
+        size = min(BLOCK_VOXELS, count - start) * dtype.itemsize
         raw = stream.read(size)
         if len(raw) < size:
             raise UnreadableVolume("cut short, fewer voxels than its header declares: copy it again")
-        values = np.frombuffer(raw, dtype).reshape(shape[:3], order="F")
-        if slope is None or intercept is None or (slope, intercept) == (1, 0):
-            yield values
-        else:
-            yield values * slope + intercept
+        values = np.frombuffer(raw, dtype)
+        if scaling:
+            with np.errstate(all="ignore"):  # what overflows is no label, and refused as such
+                values = values * scaling[0] + scaling[1]
+        yield values
 
 
-def _as_labels(values: Frame) -> npt.NDArray[np.int16]:
-    """(X, Y, Z) values of any real type as labels; int16 holds them all."""
+def _as_labels(values: Values) -> npt.NDArray[np.uint8 | np.int16]:
+    """Values of any real type as labels, in the same order."""
+    if values.dtype == np.uint8:
+        return values.astype(np.uint8, copy=False)
     if values.dtype.kind == "f":
         whole = np.round(values)
         # Not `>`: NaN and infinity must fail this test too.

@@ -48,8 +48,8 @@ def training_run(run_folder):
 
 @pytest.fixture(scope="session")
 def bundle(training_run, tmp_path_factory):
+    """In float32, with float16 graphs beside."""
     out = tmp_path_factory.mktemp("models") / "tiny"
-    plan = Plan(
-        "tiny", training_run.training("random numbers", "CC0-1.0"), notes="## Accuracy\n\nNone.", surface_cases=0
-    )
+    training, notes = training_run.training("random numbers", "CC0-1.0"), "## Accuracy\n\nNone."
+    plan = Plan("tiny", training, notes=notes, float16=True, surface_cases=0)
     return publish_run(training_run, out, plan)

@@ -1,5 +1,6 @@
 """`m2s-export`: a training run in, a bundle out, and one clear line where the run is not what it should be."""
 
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -7,11 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
+from exporting import export
 from tiny_run import save_checkpoint
+from toy import TOY
 
 import m2s_export.bundle as publishing
 from m2s_export import cli
 from m2s_export.card import model_card
+from m2s_export.judge import Judge
 from m2s_export.parity import ParityError
 from m2s_export.training_run import read_training_run
 from m2s_runtime.bundle import load_bundle
@@ -26,16 +30,6 @@ def spoilt(run_folder, tmp_path):
     return shutil.copytree(run_folder, tmp_path / "run")
 
 
-def export(monkeypatch, *words):
-    """Exit code of the command; 0 when it returns."""
-    monkeypatch.setattr(sys, "argv", ["m2s-export", *map(str, words)])
-    try:
-        cli.main()
-    except SystemExit as done:
-        return done.code
-    return 0
-
-
 def test_a_run_becomes_a_bundle(run_folder, tmp_path, monkeypatch, capsys, bundle):
     # The graphs are those of the session's bundle: converting them again would double the time of these tests.
     def copy_graph(path, graph, *, half):
@@ -44,7 +38,7 @@ def test_a_run_becomes_a_bundle(run_folder, tmp_path, monkeypatch, capsys, bundl
 
     monkeypatch.setattr(publishing, "to_onnx", lambda graph: graph)
     monkeypatch.setattr(publishing, "write_graph", copy_graph)
-    monkeypatch.setattr(publishing, "check_surfaces", lambda *_: 0.05)
+    monkeypatch.setattr(Judge, "surface_p95", lambda *_: 0.05)
     (tmp_path / "notes.md").write_text("## Accuracy\n\nDice 12.3 %\n")
     words = (run_folder, "--out", tmp_path / "new", "--data", "noise", "--notes", tmp_path / "notes.md")
     words += ("--licence", "CC-BY-4.0")
@@ -58,6 +52,29 @@ def test_a_run_becomes_a_bundle(run_folder, tmp_path, monkeypatch, capsys, bundl
     assert "12.3 %" in made.read("MODEL_CARD.md").decode()
     assert export(monkeypatch, *words) == 6
     assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--check nowhere --engine trt", "--engine: means nothing with --check, only with --engine trt"),
+        ("--check nowhere --out there", "--out: means nothing with --check"),
+        ("--check nowhere --target sm89", "--target: means nothing with --check, only with --engine trt"),
+        ("run --out there --target sm89", "--target: means nothing with --engine onnx, only with --engine trt"),
+        ("run --out there --engine-dir here", "only with --check or --engine trt"),
+        ("--record", "--record: means nothing with --engine onnx, only with --check"),
+        ("--engine trt --preset tiny", "--preset: .* only with --import-monai-generative"),
+        ("run --import-monai-generative file --out there", "SOURCE: means nothing with --import-monai-generative"),
+        (f"{TOY} --engine trt --target sm89 --out there", "--out: .* --engine-dir"),
+    ],
+)
+def test_options_that_do_not_go_together_are_a_usage_error(words, told, monkeypatch, capsys):
+    assert export(monkeypatch, *words.split()) == 2
+    assert re.search(told, capsys.readouterr().err)
+
+
+def test_options_that_equal_their_default_by_chance_are_no_error(monkeypatch):
+    assert export(monkeypatch, "nowhere", "--out", "there", "--engine", "onnx", "--precision", "float32") == 3
 
 
 def test_metadata_of_the_checkpoints_reach_the_manifest(training_run):
@@ -171,6 +188,49 @@ def test_exit_codes(tmp_path, run_folder, monkeypatch, capsys):
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize("fault", ["notes", "junk", "empty", "step", "huge"])
+def test_what_is_wrong_with_the_inputs_is_said_in_one_line(fault, spoilt, nets, tmp_path, monkeypatch, capsys):
+    (tmp_path / "notes.md").write_bytes(b"\xff\xfe Dice" if fault == "notes" else b"Dice")
+    if fault in ("junk", "empty"):
+        (spoilt / "mcsr" / "best.safetensors").write_bytes(b"junk!" if fault == "junk" else b"")
+    if fault == "step":
+        save_checkpoint(spoilt, "vqvae", nets["vqvae"].state_dict(), step="many")
+    if fault == "huge":
+        weights = {name: t.clone() for name, t in nets["vqvae"].state_dict().items()}
+        weights["encoder.0.weight"][0] = 1e5
+        save_checkpoint(spoilt, "vqvae", weights)
+    words = (spoilt, "--out", tmp_path / "b", "--notes", tmp_path / "notes.md")
+    assert export(monkeypatch, *words) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_out_that_is_taken_is_refused_before_any_work(run_folder, bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("m2s_export.training_run.read_training_run", lambda _: pytest.fail("read"))
+    assert export(monkeypatch, run_folder, "--out", bundle.path) == 6
+    assert "--overwrite" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("three years")
+    assert export(monkeypatch, run_folder, "--out", tmp_path / "mine", "--overwrite") == 6
+    assert "is no bundle" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "three years"
+
+
+def test_sources_that_do_not_go_with_the_engine_are_refused(bundle, run_folder, tmp_path, monkeypatch, capsys):
+    assert export(monkeypatch, bundle.path, "--out", tmp_path / "b") == 2
+    assert "--engine trt" in capsys.readouterr().err
+    assert export(monkeypatch, "--out", tmp_path / "b") == 2
+    assert export(monkeypatch, run_folder, "--engine", "trt") == 2
+    assert export(monkeypatch, tmp_path / "none", "--engine", "trt") == 4
+    assert export(monkeypatch, "--check", tmp_path / "none") == 4
+
+
+def test_a_bug_is_told_as_one(run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(publishing, "publish_run", lambda *_, **__: 1 / 0)
+    assert export(monkeypatch, run_folder, "--out", tmp_path / "b") == 1
+    assert "this is a bug" in capsys.readouterr().err
+
+
 def test_without_the_extra_the_pip_line_is_told(tmp_path, monkeypatch, capsys):
     for name in [n for n in sys.modules if n.startswith("m2s_export.") and n != "m2s_export.cli"]:
         monkeypatch.delitem(sys.modules, name)
@@ -194,3 +254,17 @@ def test_how_to_sample_reaches_the_manifest(training_run):
     assert (draft.temperature, draft.steps, draft.sample_steps, draft.spread_scale) == (0.0, 1, 10, 1.5)
     assert draft.flag_limits == {"few_slices": 4}
     assert "from noise times 0; 10 steps for several samples" in model_card(draft)
+
+
+def test_a_run_with_a_decoder_stage_decodes_with_it_and_encodes_as_before(spoilt, nets):
+    weights = {name: tensor.clone() for name, tensor in nets["vqvae"].state_dict().items()}
+    weights["decoder_low.0.bias"] += 1
+    save_checkpoint(spoilt, "decoder", weights)
+    run = read_training_run(spoilt)
+    assert set(run.training().stages) == {"mcsr", "vqvae", "diffusion", "decoder"}
+    found = run.nets.vqvae.state_dict()
+    assert all(found[name].equal(tensor) for name, tensor in weights.items())
+    weights["quantiser.codebook"] += 1
+    save_checkpoint(spoilt, "decoder", weights)
+    with pytest.raises(UsageProblem, match="another encoder"):
+        read_training_run(spoilt)

@@ -7,8 +7,9 @@ import torch
 from onnx import helper, numpy_helper
 
 from m2s_export.graphs import graphs
-from m2s_export.parity import ParityError, TorchEngine, check_graph
+from m2s_export.parity import ParityError, check_graph
 from m2s_export.precision import rounded
+from m2s_export.references import TorchEngine
 from m2s_export.samples import realistic_inputs
 from m2s_export.to_onnx import OPSET, check
 from m2s_runtime.ddim import alpha_bars
@@ -24,7 +25,7 @@ def modules(training_run):
 
 @pytest.fixture(scope="module")
 def engine(bundle):
-    return open_engine(bundle, device="cpu", threads=1)
+    return open_engine(bundle, "onnx", "cpu", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,8 @@ def reference(modules, bundle):
 
 
 @pytest.fixture(scope="module")
-def real(modules, bundle):
-    return realistic_inputs(modules, bundle.manifest)
+def real(reference, bundle):
+    return realistic_inputs(reference, bundle.manifest)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -52,11 +53,12 @@ def test_the_manifest_records_parity_and_provenance(bundle):
     assert manifest.training.stages["vqvae"].seconds == 7.5
     card = (bundle.path / "MODEL_CARD.md").read_text()
     assert "random numbers" in card
+    assert "float32 or float16, weights stored as float16" in card
     assert card.rstrip().endswith("None.")
 
 
 def test_encode_gives_scaled_codes_of_the_codebook(engine, nets, real, training_run):
-    zc = engine.run("encode", {"csdg": real["encode"]["csdg"].numpy()})["zc"]
+    zc = engine.run("encode", {"csdg": real["encode"]["csdg"]})["zc"]
     table = nets["vqvae"].quantiser.codebook.detach().numpy() * training_run.nets.scale_factor
     cells = zc.transpose(0, 2, 3, 4, 1).reshape(-1, zc.shape[1])
     nearest = np.abs(cells[:, None] - table[None]).max(-1).min(-1)
@@ -117,7 +119,7 @@ def test_a_deviating_engine_is_caught(modules, reference, engine):
         def run(self, graph, inputs):
             return {k: v + np.float32(2e-3) for k, v in engine.run(graph, inputs).items()}
 
-    with pytest.raises(ParityError, match="sr deviates"):
+    with pytest.raises(ParityError, match="sr on an engine that is off deviates"):
         check_graph("sr", reference, Off(), [modules["sr"].inputs])
     with pytest.raises(ParityError, match="codes"):
         check_graph("encode", reference, Off(), [modules["encode"].inputs])

@@ -12,10 +12,12 @@ from make_toy_bundle import toy_draft, toy_graphs, toy_plan
 from onnx import numpy_helper
 
 import m2s_export.bundle as under_test
+from m2s_export import judge
 from m2s_export.bundle import publish
 from m2s_export.parity import ParityError
 from m2s_runtime.bundle import load_bundle
 from m2s_runtime.errors import OutputError
+from m2s_runtime.manifest import GraphParity
 
 TESTS = Path(__file__).parents[1]
 
@@ -73,7 +75,7 @@ def off(monkeypatch, again):
 
 @pytest.mark.usefixtures("off")
 def test_a_breach_publishes_nothing_and_leaves_nothing(modules, tmp_path):
-    with pytest.raises(ParityError, match="graph sr deviates"):
+    with pytest.raises(ParityError, match=r"graph sr on onnxruntime .* deviates from PyTorch"):
         put(modules, tmp_path / "toy")
     assert list(tmp_path.iterdir()) == []
 
@@ -103,8 +105,8 @@ def test_surfaces_that_part_are_a_breach(modules, tmp_path, monkeypatch):
             found = self.engine.run(graph, inputs)
             return {"sdg": found["sdg"] - np.float32(0.5)} if graph == "decode" else found
 
-    monkeypatch.setattr(under_test, "open_engine", lambda *a: Off(real(*a)))
-    monkeypatch.setattr(under_test, "check_graph", lambda *_: None)
+    monkeypatch.setattr(under_test, "open_engine", lambda *a, **b: Off(real(*a, **b)))
+    monkeypatch.setattr(judge, "check_graph", lambda *_, **__: GraphParity(0.0, (1,), None))
     with pytest.raises(ParityError, match="surface of stack 0"):
         put(modules, tmp_path / "toy", surface_cases=1)
     assert list(tmp_path.iterdir()) == []
@@ -116,6 +118,23 @@ def test_a_bundle_is_not_replaced_unless_told(modules, tmp_path):
     with pytest.raises(OutputError, match="--overwrite"):
         put(modules, tmp_path / "toy")
     put(modules, tmp_path / "toy", overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["toy"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_of_two_runs_at_once_the_slower_one_is_refused(modules, tmp_path, monkeypatch):
+    real, quicker = under_test.measure, []
+
+    def while_measuring(*given):
+        if not quicker:
+            quicker.append("")
+            quicker[0] = put(modules, tmp_path / "toy").sha256
+        return real(*given)
+
+    monkeypatch.setattr(under_test, "measure", while_measuring)
+    with pytest.raises(OutputError, match="exists already"):
+        put(modules, tmp_path / "toy")
+    assert load_bundle(tmp_path / "toy").sha256 == quicker[0]
     assert [p.name for p in tmp_path.iterdir()] == ["toy"]
 
 
@@ -136,7 +155,7 @@ def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 if where == "measure":
     under_test.measure = die
 else:
-    under_test.measure = lambda *_: under_test._NOT_YET
+    under_test.measure = lambda modules, bundle, plan: bundle.manifest
     rename = Path.rename
     calls = []
     def second_dies(self, target):

@@ -202,12 +202,15 @@ def test_the_scale_is_fitted_on_one_cohort_and_scored_on_the_other(monkeypatch, 
         true = rng.uniform(0.2, 2.0, 300)
         error = np.abs(rng.normal(0, factor * true))
         text = " ".join(f"{s:.3g}:{e:.3g}" for s, e in zip(true, error, strict=True))
-        return {"cohort": cohort, "pairs": text, "spearman": 0.5, "error_mm": 1.0}
+        # A tilt of 1 mm at the ends along x and of 3 mm along y, and nothing else.
+        shifts = " ".join(f"{u:.3g}:{-3 * u:.3g}" for u in np.linspace(-1, 1, 9))
+        return {"cohort": cohort, "pairs": text, "spearman": 0.5, "error_mm": 1.0, "shift_errors": shifts}
 
     rows = [row("selection", 2.0, k) for k in range(30)] + [row("validation", 2.0, k) for k in range(50, 80)]
     text = spread.table([*rows, {"cohort": "validation", "error": "empty: gone"}])
     scale = float(text.rsplit(" ", 1)[1])
     assert scale == pytest.approx(2, rel=0.05)
+    assert "--shift-error for the manifest: 0.00,2.24,0.00,0.00,0.00" in text
     (scored,) = [line for line in text.splitlines() if line.startswith("| validation")]
     cells = [cell.strip() for cell in scored.strip("|").split("|")]
     assert cells[1] == "30"

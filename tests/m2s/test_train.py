@@ -1,10 +1,12 @@
 """All three stages on phantoms with preset `tiny`: they learn, resume exactly, and refuse what they cannot use."""
 
 import csv
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -16,10 +18,15 @@ from scipy import ndimage
 
 from m2s.data.labelmaps import split
 from m2s.data.phantom import phantom
-from m2s.data.store import StoreSpec, open_store
+from m2s.data.store import HeartStore, StoreSpec, open_store
+from m2s.nets.mcsr import McsrNet
+from m2s.nets.presets import PRESETS
+from m2s.nets.vqvae import VqVae
 from m2s.train.checkpoint import Average, load_state, load_weights, save_state
 from m2s.train.cli import main
+from m2s.train.decoder import SurfaceSource
 from m2s.train.mcsr import soft_dice, symmetry
+from m2s.train.pairs import read_shards, training_maker
 from m2s.train.vqvae import weighted_l1
 from m2s_runtime.errors import NoInputs, UsageProblem
 from m2s_runtime.slices import pool_features
@@ -52,6 +59,34 @@ def test_every_stage_leaves_weights_a_log_and_what_export_needs(tiny_run: Path) 
         assert np.isfinite(float(rows[-1]["loss"]))
     assert float(load_weights(tiny_run / "diffusion" / "best.safetensors")[1]["scale_factor"]) > 0
     assert (tiny_run / "diffusion" / "validation.png").stat().st_size > 1000
+
+
+def test_the_decoder_learns_and_nothing_else_changes(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    assert "assd_zc" in train("decoder", run, "--steps", "6")
+    before, after = (load_weights(run / stage / "best.safetensors")[0] for stage in ("vqvae", "decoder"))
+    changed = {name.split(".")[0] for name, tensor in before.items() if not tensor.equal(after[name])}
+    assert changed == {"decoder_low", "decoder_top"}
+
+
+def test_the_decoder_is_shown_the_truth_of_its_pairs(tiny_run: Path) -> None:
+    spec = StoreSpec(None, hearts=6, seed=1, distances=True)
+    store = HeartStore(tiny_run / "hearts" / "training-distances", spec)
+    nets = McsrNet(PRESETS["tiny"].mcsr), VqVae(PRESETS["tiny"].vqvae)
+    maker = replace(training_maker(store, *nets, seed=0, threads=1), no_apex=0.5)
+    source = SurfaceSource(tiny_run / "pairs", maker, 0, 2.0)
+    batch = source.batch(3, 4)
+    latents = np.concatenate(list(read_shards(tiny_run / "pairs"))).astype(np.float32)
+    for zs, sdg in zip(batch["zs"], batch["sdg"], strict=True):
+        (index,) = [k for k in range(len(latents)) if np.array_equal(2 * latents[k, 1], zs)]
+        np.testing.assert_array_equal(sdg[0], maker.grids(index)[1])
+
+
+def test_the_published_decoder_stays_as_published(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["decoder", str(tmp_path), "--preset", "paper", "--phantom", "-q"])
+    assert result.exit_code == 2
+    assert "decodes as published" in result.output
 
 
 @pytest.mark.parametrize("stage", ["mcsr", "vqvae"])

@@ -1,10 +1,12 @@
 """A reconstructor without networks, and small label maps to feed it: what tests of the batch stand on."""
 
+import contextlib
 import hashlib
 import os
 import signal
+import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -48,18 +50,23 @@ class StubResult:
 
 
 class StubReconstructor:
-    """Repeats each slice five times. `trouble` maps a call number to what happens in that call, `flags` to its flags.
+    """Repeats each slice five times.
 
-    With `spread` every vertex gets that many millimetres.
+    `trouble` maps a call number, or the sha256 of a source file, to what happens in that call, `flags` a number to its
+    flags. With `spread` every vertex gets that many millimetres.
     """
 
     def __init__(self, trouble=None, flags=None, spread=None):
         self.trouble, self.flags, self.spread = trouble or {}, flags or {}, spread
         self.keys = []
 
-    def reconstruct(self, canonical: Canonical, noise_key: str) -> StubResult:
+    def estimate(self, canonical: Canonical, _noise_key: str) -> np.ndarray:
+        """The slice of the file as its shift along x, so that a mistaken slice shows."""
+        return np.stack([np.array(canonical.placement.slices), np.zeros(12)], axis=1).astype(np.float32)
+
+    def reconstruct(self, canonical: Canonical, noise_key: str, shared: np.ndarray | None = None) -> StubResult:
         self.keys.append(noise_key)
-        meet(self.trouble.get(len(self.keys)))
+        meet(self.trouble.get(len(self.keys), self.trouble.get(noise_key)))
         planes = np.repeat(canonical.masks, UPSAMPLING, axis=2)
         probability = np.pad(planes, ((0, 0), (0, 0), (PADDING, PADDING))).astype(np.float32)
         # Noise of its own for each key, so that a wrong key shows in the mesh.
@@ -68,6 +75,8 @@ class StubReconstructor:
         affine = canonical.placement.world((0.0, 0.0))
         shifts = np.zeros((12, 2), np.float32)
         shifts[canonical.masks.any(axis=(0, 1))] = (1.0, -2.0)
+        if shared is not None:
+            shifts = shared + np.float32((1.0, -2.0))
         mesh = extract_surface(sdg, affine)
         flags = self.flags.get(len(self.keys), ())
         spread = None if self.spread is None else np.full(len(mesh.vertices), self.spread, np.float32)
@@ -75,11 +84,34 @@ class StubReconstructor:
         return StubResult(mesh, shifts, common, probability, sdg, affine, flags, {"mc": 0.25}, spread)
 
 
+@dataclass(frozen=True)
+class StubOpener:
+    """Stands for `m2s_runtime.task.open_reconstructor`, in worker processes too."""
+
+    trouble: dict = field(default_factory=dict)
+    engine: StubEngine = StubEngine()
+    error: Exception | str | None = None
+    """What happens instead."""
+    first: Path | None = None
+    """The first to make this file gets an engine of another version."""
+
+    def __call__(self, _):
+        meet(self.error)
+        engine = self.engine
+        if self.first is not None:
+            with contextlib.suppress(FileExistsError):
+                self.first.touch(exist_ok=False)
+                engine = replace(engine, description="another version")
+        return StubBundle(), engine, StubReconstructor(self.trouble)
+
+
 def meet(trouble):
     if trouble == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif trouble == "hang":
         time.sleep(600)
+    elif trouble == "modules":
+        raise RuntimeError(f"torch: {'torch' in sys.modules}")
     elif isinstance(trouble, BaseException):
         raise trouble
 

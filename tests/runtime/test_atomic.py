@@ -83,3 +83,29 @@ def test_sweep_takes_leftovers_of_the_dead_and_leaves_the_living(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([parent.name, foreign.name, ".notes.tmp"])
     os.utime(foreign, (time.time() - 2 * 86400,) * 2)
     assert atomic.sweep(tmp_path) == 1
+
+
+def test_staged_files_appear_together_or_not_at_all(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    with atomic.Staging(tmp_path) as staging:
+        staging.add("a", b"new")
+        staging.add("b", b"new")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
+    with atomic.Staging(tmp_path) as staging:
+        written = [staging.add(name, name.encode()) for name in "ab"]
+        assert not (tmp_path / "b").exists()
+        staging.commit()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"a", "b": b"b"}
+    for name, file in zip("ab", written, strict=True):
+        seen = (tmp_path / name).stat()
+        assert (file.size, file.changed) == (seen.st_size, seen.st_mtime_ns)
+        assert file.sha256 == hashlib.sha256(name.encode()).hexdigest()
+
+
+def test_an_edit_right_after_writing_changes_the_time(tmp_path):
+    for index in range(50):
+        with atomic.Staging(tmp_path) as staging:
+            written = staging.add(f"{index}", b"mesh", flush=False)
+            staging.commit(flush=False)
+        (tmp_path / f"{index}").write_bytes(b"mess")
+        assert (tmp_path / f"{index}").stat().st_mtime_ns != written.changed

@@ -2,9 +2,12 @@
 
 import gzip
 import hashlib
+import json
 import os
+import xml.etree.ElementTree as ET
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import trimesh
@@ -34,7 +37,7 @@ def study(tmp_path):
             for outcome in batch.run(source, dry_run=dry_run):
                 outcomes.setdefault(outcome.row.case, []).append(outcome)
         flat = {case: several[0] for case, several in outcomes.items()}
-        return SimpleNamespace(outcomes=flat, all=outcomes, keys=reconstructor.keys, batch=batch)
+        return SimpleNamespace(outcomes=flat, all=outcomes, keys=reconstructor.keys)
 
     return SimpleNamespace(inputs=tmp_path / "in", out=tmp_path / "out", run=run)
 
@@ -47,7 +50,7 @@ def test_a_case_leaves_mesh_record_and_a_full_row(study):
     path = save(study.inputs / "sub" / "a.nii.gz", wall())
     outcome = study.run(Options(labels="acdc", save=("mask", "sdg", "shifts"))).outcomes["sub_a"]
     assert outcome.state == "done"
-    names = ["sub_a.ply", "sub_a_mask.nii.gz", "sub_a_sdg.nii.gz", "sub_a_shifts.csv"]
+    names = ["sub_a.ply", "sub_a_mask.nii.gz", "sub_a_sdg.nii.gz", "sub_a_shifts.json"]
     assert [p.name for p in outcome.paths] == names
     assert sorted(p.name for p in outcome.paths[0].parent.iterdir()) == ["sub_a.json", *names]
     row = outcome.row
@@ -59,8 +62,6 @@ def test_a_case_leaves_mesh_record_and_a_full_row(study):
 
 
 def test_the_mesh_and_the_saved_mask_lie_where_the_wall_lies(study):
-    import nibabel as nib
-
     affine = AFFINE.copy()
     affine[:3, 3] = (-80.0, 40.0, 15.0)
     save(study.inputs / "a.nii.gz", wall(), affine)
@@ -74,14 +75,14 @@ def test_the_mesh_and_the_saved_mask_lie_where_the_wall_lies(study):
     np.testing.assert_allclose(image.get_qform(), image.get_sform(), atol=1e-4)
 
 
-def test_every_format_and_the_shift_table(study):
+def test_every_format_and_the_shifts(study):
     save(study.inputs / "a.nii.gz", wall())
     paths = study.run(Options(formats=("stl", "ply", "vtp", "obj", "glb"), save=("shifts",))).outcomes["a"].paths
-    assert [p.suffix for p in paths] == [".stl", ".ply", ".vtp", ".obj", ".glb", ".csv"]
-    lines = paths[-1].read_text().splitlines()
-    assert lines[0] == "slice,source_slice,x_mm,y_mm"
-    assert lines[1] == "2,1,1.0000,-2.0000"
-    assert len(lines) == 9
+    assert [p.suffix for p in paths] == [".stl", ".ply", ".vtp", ".obj", ".glb", ".json"]
+    found = json.loads(paths[-1].read_text())
+    # The stub moves all slices alike, which the placement takes back.
+    assert found["slices"] == [{"slice": s, "move_mm": [0.0, 0.0, 0.0], "estimated": True} for s in range(1, 9)]
+    assert (found["source"], found["frame"], found["shape"]) == ("a.nii.gz", None, [48, 48, 10])
 
 
 def test_bad_files_do_not_stop_the_good_one(study):
@@ -193,6 +194,72 @@ def test_end_diastole_and_end_systole(study):
     assert list(study.run(Options(frames="ed")).outcomes) == ["a_t01"]
 
 
+def beating(open_rings=False):
+    """Ten frames: cavity and wall shrink towards the fifth, the base leaves the first slice for three frames."""
+    frames = []
+    for frame in range(10):
+        part = (1 - np.cos(2 * np.pi * (frame - 1) / 8)) / 2
+        labels = wall(scale=1.0 - 0.25 * part)
+        if 4 <= frame <= 6:
+            labels[:, :, 1] = 0
+        if open_rings:
+            labels[24:, 23:25][labels[24:, 23:25] == 2] = 0
+            labels[:, :, 7:9] = np.where(labels[:, :, 7:9] == 3, 2, labels[:, :, 7:9])
+        frames.append(labels)
+    return np.stack(frames, axis=3)
+
+
+@pytest.mark.parametrize("open_rings", [False, True])
+def test_phases_of_a_beating_heart(study, open_rings):
+    save(study.inputs / "a.nii.gz", beating(open_rings))
+    result = study.run(Options(labels="acdc", frames="ed,es"))
+    assert list(result.outcomes) == ["a_t01", "a_t05"]
+    if not open_rings:
+        end_diastole, end_systole = (result.outcomes[case].row.cavity_ml for case in ("a_t01", "a_t05"))
+        rings = [np.count_nonzero(wall(scale=scale) == 3) * 0.04 for scale in (1.0, 0.75)]
+        assert end_diastole == pytest.approx(rings[0], rel=0.1)
+        assert end_systole < 0.6 * end_diastole
+
+
+def test_all_frames_are_given_the_shifts_of_all_frames(study):
+    """The stub finds a slice's number for its shift: so must every frame, though the base moves by a slice."""
+    path = save(study.inputs / "a.nii.gz", beating())
+    for options in (Options(save=("shifts",)), Options(save=("shifts",), frames="4", overwrite=True)):
+        for case, outcome in study.run(options).outcomes.items():
+            slices = json.loads(outcome.paths[-1].read_text())["slices"]
+            assert [one["slice"] for one in slices] == list(range(2 if case in ("a_t04", "a_t05", "a_t06") else 1, 9))
+            assert [one["move_mm"] for one in slices] == [[-one["slice"], 0.0, 0.0] for one in slices]
+    own = study.run(Options(save=("shifts",), share_shifts=False)).outcomes["a_t04"]
+    assert {tuple(one["move_mm"]) for one in json.loads(own.paths[-1].read_text())["slices"]} == {(0.0, 0.0, 0.0)}
+    assert path.is_file()
+
+
+def test_a_cine_becomes_a_series_for_paraview(study):
+    image = nib.Nifti1Image(cine(1.0, 0.9, 0, 0.8), AFFINE)
+    image.header.set_xyzt_units("mm", "msec")
+    image.header["pixdim"][4] = 40.0
+    nib.save(image, study.inputs / "a.nii.gz")
+    series = study.out / "a.pvd"
+    study.run()
+    assert not series.exists()
+    rows = [outcome.row for outcome in study.run(Options(formats=("vtp",), frames="0,3")).outcomes.values()]
+    assert [(row.frame, row.time_ms) for row in rows] == [(0, 0.0), (3, 120.0)]
+    study.run(Options(formats=("vtp",), frames="1"))
+    sets = ET.parse(series).getroot().findall("./Collection/DataSet")  # noqa: S314 - our own bytes
+    assert [float(one.get("timestep")) for one in sets] == [0.0, 40.0, 120.0]
+    assert [one.get("file") for one in sets] == [f"a_t{frame:02d}/a_t{frame:02d}.vtp" for frame in (0, 1, 3)]
+    assert all((study.out / one.get("file")).is_file() for one in sets)
+    study.run(Options(formats=("stl",)))
+    assert not series.exists()
+
+
+def test_a_file_named_like_a_series(study):
+    save(study.inputs / "a.pvd.nii.gz", wall())
+    save(study.inputs / "a.nii.gz", cine(1.0, 0.9))
+    assert set(states(study.run(Options(formats=("vtp",)))).values()) == {"done"}
+    assert (study.out / "a.pvd").is_file()
+
+
 def test_frames_without_wall(study):
     save(study.inputs / "a.nii.gz", cine(1.0, 0, 0.8))
     assert list(study.run().outcomes) == ["a_t00", "a_t02"]
@@ -218,7 +285,7 @@ def test_what_a_study_left_goes_once_it_has_frames(study, before):
     assert (study.out / "a" / "a.json").is_file()
     save(study.inputs / "a.nii.gz", cine(1.0, 0.8))
     study.run()
-    assert sorted(path.name for path in study.out.iterdir()) == ["a_t00", "a_t01"]
+    assert sorted(path.name for path in study.out.iterdir()) == [".cines", "a_t00", "a_t01"]
 
 
 def test_a_frame_cannot_take_the_name_of_another_file(study):

@@ -9,7 +9,7 @@ from toy import TOY, copy_toy, edit_manifest
 
 from m2s_runtime.bundle import DEFAULT_BUNDLE, find_bundle, load_bundle
 from m2s_runtime.errors import BundleError
-from m2s_runtime.manifest import GRAPHS
+from m2s_runtime.manifest import GRAPHS, profile_text
 from m2s_runtime.strict_json import dumps
 
 FILES = sorted(p.name for p in TOY.iterdir() if p.name != "manifest.json")
@@ -40,11 +40,38 @@ def test_the_manifest_is_written_as_it_is_read():
 
 
 def test_a_manifest_of_before_sampling_reads_as_it_was_meant(toy):
-    for name in ("temperature", "sample_steps", "spread_scale", "flag_limits"):
+    later = (
+        "temperature",
+        "sample_steps",
+        "spread_scale",
+        "shift_error_mm",
+        "flag_limits",
+        "profiles",
+        "flavours",
+        "proven",
+    )
+    for name in later:
         edit_manifest(toy, lambda document, name=name: document.pop(name))
     manifest = load_bundle(toy).manifest
     assert (manifest.temperature, manifest.spread_scale, manifest.flag_limits) == (1.0, 1.0, {})
     assert manifest.sample_steps == 0
+    assert profile_text(manifest.profiles) == "one=1:1:1,many=2:4:16"
+    assert (manifest.flavours, manifest.proven) == ({}, {})
+
+
+def test_a_manifest_may_hold_half_precision_graphs_and_profiles(toy):
+    edit_manifest(
+        toy,
+        lambda d: d.update(
+            profiles={"one": {"min": 1, "opt": 1, "max": 1}, "big": {"min": 2, "opt": 8, "max": 64}},
+            flavours={"float16": {"files": {"denoise": "decode.onnx"}, "parity": None}},
+        ),
+    )
+    manifest = load_bundle(toy).manifest
+    assert profile_text(manifest.profiles) == "one=1:1:1,big=2:8:64"
+    assert manifest.graph_file("denoise", "float16") == "decode.onnx"
+    assert manifest.graph_file("mc", "float16") == "mc.onnx"
+    assert manifest.graph_file("denoise") == manifest.graph_file("denoise", "bfloat16") == "denoise.onnx"
 
 
 def test_a_manifest_may_move_limits(toy):
@@ -143,6 +170,13 @@ def test_links_that_leave_the_folder_are_refused(toy):
         (lambda d: d.update(spread_scale=0), "spread_scale"),
         (lambda d: d.update(sample_steps=-1), "sample_steps"),
         (lambda d: d.update(sample_steps=1001), "sample_steps"),
+        (lambda d: d.update(profiles={}), "profiles"),
+        (lambda d: d.update(profiles={"one": {"min": 0, "opt": 1, "max": 1}}), "profile 'one'"),
+        (lambda d: d.update(profiles={"one": {"min": 1, "opt": 4, "max": 2}}), "profile 'one'"),
+        (lambda d: d.update(profiles={"o,ne": {"min": 1, "opt": 1, "max": 1}}), "profile 'o,ne'"),
+        (lambda d: d.update(flavours={"float8": {"files": {}, "parity": None}}), "float8"),
+        (lambda d: d.update(flavours={"float16": {"files": {"mc": "half.onnx"}}}), "half.onnx"),
+        (lambda d: d.update(flavours={"float16": {"files": {"unet": "mc.onnx"}}}), "unet"),
         (lambda d: d.update(flag_limits={"torn_wall": 0.2, "tornwall": 0.2}), "no 'tornwall', only few_slices, torn"),
     ],
 )
@@ -196,6 +230,13 @@ def test_a_giant_manifest_is_not_read_whole(toy):
     with (toy / "manifest.json").open("r+b") as file:
         file.truncate(1 << 40)
     assert "manifest.json" in refusal(toy)
+
+
+def test_a_giant_file_is_not_read_though_it_is_listed(toy):
+    with (toy / "mc.onnx").open("r+b") as file:
+        file.truncate(1 << 40)
+    edit_manifest(toy, lambda d: d["files"]["mc.onnx"].update(size=1 << 40))
+    assert "mc.onnx: listed with 1099511627776 bytes" in refusal(toy)
 
 
 def test_found_by_path_then_home_by_name(toy, monkeypatch, tmp_path):

@@ -195,7 +195,7 @@ def test_a_gpu_that_fails_while_loading_leaves_auto_wholly_on_the_cpu(caplog, ca
     with caplog.at_level(logging.WARNING):
         engine = open_engine(load_bundle(TOY), device="auto")
     assert engine.device == "cpu"
-    assert {s.get_providers()[0] for s in engine._sessions.values()} == {"CPUExecutionProvider"}
+    assert {s.get_providers()[0] for s in engine.sessions.values()} == {"CPUExecutionProvider"}
     assert "running on the CPU" in caplog.text
     assert capfd.readouterr().out == ""
 
@@ -229,3 +229,35 @@ def test_weights_outside_the_file_are_refused(tmp_path):
     replace_file(folder, "mc.onnx", (folder / "mc.onnx").read_bytes() + bytes([0x3A, 4, 0x2A, 2, 0x70, 1]))
     with pytest.raises(BundleError, match=r"mc\.onnx.*outside"):
         open_engine(load_bundle(folder), device="cpu")
+
+
+def greedy(size: int) -> bytes:
+    """A graph with the signature of `mc` that asks for `size` numbers on its way."""
+    onnx = pytest.importorskip("onnx", reason="makes a graph of its own")
+    helper, kinds = onnx.helper, onnx.TensorProto
+    constants = {"size": [size], "zero": [0], "two": [2], "last": [2], "all": [1, 2, 3, 4], "thin": [-1, 1, 1]}
+    nodes = [
+        helper.make_node("ConstantOfShape", ["size"], ["many"]),
+        helper.make_node("ReduceSum", ["many"], ["sum"], keepdims=0),
+        helper.make_node("Slice", ["pool", "zero", "two", "last"], ["centre"]),
+        helper.make_node("ReduceSum", ["slices", "all"], ["row"], keepdims=0),
+        helper.make_node("Reshape", ["row", "thin"], ["column"]),
+        helper.make_node("Sum", ["centre", "column", "sum"], ["shifts"]),
+    ]
+    shapes = {"slices": ["batch", 1, 128, 128, 12], "pool": ["batch", 12, 3], "shifts": ["batch", 12, 2]}
+    values = {name: helper.make_tensor_value_info(name, kinds.FLOAT, shape) for name, shape in shapes.items()}
+    graph = helper.make_graph(
+        nodes, "greedy", [values["slices"], values["pool"]], [values["shifts"]],
+        [helper.make_tensor(name, kinds.INT64, [len(v)], v) for name, v in constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_a_graph_that_asks_for_more_memory_than_there_is_ends_in_a_typed_error(tmp_path, name):
+    pytest.importorskip("openvino" if name == "openvino" else "onnxruntime", reason="an extra that is not installed")
+    folder = copy_toy(tmp_path)
+    replace_file(folder, "mc.onnx", greedy(10**15))
+    with pytest.raises((BundleError, EngineError), match="mc"):
+        open_engine(load_bundle(folder), name, "cpu", 1).run("mc", stack(1))

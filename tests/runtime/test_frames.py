@@ -3,9 +3,10 @@
 import pytest
 
 from m2s_runtime.errors import BadHeader, EmptyWall, UsageProblem
-from m2s_runtime.frames import FrameRequest, frame_name
+from m2s_runtime.frames import FrameRequest, frame_ms, frame_name
 
-VOLUMES = [140.0, 150.0, 90.0, 0.0, None, 60.0, 100.0]
+CAVITIES = [140.0, 150.0, 90.0, 0.0, None, 60.0, 100.0]
+VOLUMES = [None if cavity is None else (cavity, 5.0) for cavity in CAVITIES]
 EVERY = [True] * len(VOLUMES)
 
 
@@ -39,13 +40,36 @@ def test_labelled_at_two_phases_only():
 
 
 def test_one_frame_is_both_phases():
-    assert choose("ed,es", [True], [80.0]) == [0]
+    assert choose("ed,es", [True], [(80.0, 90.0)]) == [0]
 
 
 def test_open_rings_stand_back_unless_there_is_nothing_else():
-    assert choose("es", [True, True], [0.0, 50.0]) == [1]
-    assert choose("ed,es", [True, True], [0.0, 0.0]) == [0]
+    assert choose("es", [True, True], [(0.0, 9.0), (50.0, 9.0)]) == [1]
     assert choose("ed", [True, True], [None, None]) == [0]
+
+
+def test_the_wall_decides_where_no_cavity_closes():
+    assert choose("ed", [True] * 3, [(0.0, 80.0), (0.0, 90.0), (0.0, 70.0)]) == [1]
+    assert choose("es", [True] * 3, [(0.0, 80.0), None, (0.0, 70.0)]) == [2]
+    assert choose("ed,es", [True, True], [(0.0, 9.0), (0.0, 9.0)]) == [0]
+
+
+@pytest.mark.parametrize(
+    ("step", "units", "expected"),
+    [
+        (30.0, 16, 30.0),
+        (0.03, 2 | 8, 30.0),
+        (30000.0, 2 | 24, 30.0),
+        (30.0, 2, None),
+        (1.0, 2 | 8, None),
+        (0.0, 16, None),
+        (-30.0, 16, None),
+        (float("nan"), 8, None),
+        (float("inf"), 8, None),
+    ],
+)
+def test_time_between_frames(step, units, expected):
+    assert frame_ms(step, units) == (None if expected is None else pytest.approx(expected))
 
 
 @pytest.mark.parametrize("text", ["", "every", "ed,3", "-1", "1-", "5-2", "1.5", "all,ed", "0x1", "9999999"])

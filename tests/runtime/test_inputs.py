@@ -137,6 +137,14 @@ def test_cases_that_differ_in_capitals_only_are_refused(tmp_path):
     ("relative", "expected"),
     [
         ("sub-01/ses-2/ED_seg.nii.gz", "sub-01_ses-2_ED_seg"),
+        ("sub-01/ses-2/anat/sub-01_ses-2_task-x_bold.nii.gz", "sub-01_ses-2_task-x_bold"),
+        ("sub-01/anat/sub-01_seg.nii.gz", "sub-01_seg"),
+        ("sub-01/anat/seg.nii.gz", "sub-01_anat_seg"),
+        ("sub-01/stress/sub-01_seg.nii.gz", "stress_sub-01_seg"),
+        ("derivatives/netA/sub-01/sub-01_seg.nii", "derivatives_netA_sub-01_seg"),
+        ("sub-02/sub-01_seg.nii", "sub-02_sub-01_seg"),
+        ("anat/seg.hdr", "anat_seg"),
+        ("run-1of3.json.nii", "case_run-1of3.json"),
         ("../../etc/passwd.nii", "_.._etc_passwd"),
         ("-rf.nii", "rf"),
         ("...nii", "case"),
@@ -192,3 +200,45 @@ def test_what_cannot_be_looked_up_ends_itself_alone(tmp_path):
     assert len(found.problems) == 2
     with pytest.raises(UsageProblem, match="empty"):
         discover([""], tmp_path / "out")
+
+
+BIDS = [f"sub-0{s}/ses-{v}/anat/sub-0{s}_ses-{v}_task-x_bold.nii.gz" for s in (1, 2) for v in (1, 2)]
+BARE = [f"sub-0{s}/ses-{v}/seg.nii.gz" for s in (1, 2) for v in (1, 2)]
+
+
+@pytest.mark.parametrize("given_as", [".", "sub-01 sub-02", "sub-*", "sub-*/ses-*", "sub-*/**/*.nii.gz", None])
+@pytest.mark.parametrize(("names", "end"), [(BIDS, "task-x_bold"), (BARE, "seg")])
+def test_bids_entities_are_kept_once_however_the_tree_is_given(tmp_path, monkeypatch, given_as, names, end):
+    touch(tmp_path, *names)
+    monkeypatch.chdir(tmp_path)
+    found = discover(given_as.split() if given_as else names, tmp_path / "out")
+    assert cases(found) == [f"sub-0{s}_ses-{v}_{end}" for s in (1, 2) for v in (1, 2)]
+    assert [source.relative for source in found.sources] == names
+
+
+def test_entities_are_kept_from_within_a_session(tmp_path, monkeypatch):
+    touch(tmp_path, *BIDS, *BARE)
+    monkeypatch.chdir(tmp_path / "sub-02" / "ses-1" / "anat")
+    assert cases(discover(["."], tmp_path / "out")) == ["sub-02_ses-1_task-x_bold"]
+    assert cases(discover(["../seg.nii.gz"], tmp_path / "out")) == ["sub-02_ses-1_seg"]
+
+
+@pytest.mark.parametrize("given_as", [["in"], ["in/a.hdr"], ["in/a.img"], ["in/a.img", "in/a.hdr", "in"], ["in/a.*"]])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_pair_is_one_case_whichever_file_is_found(tmp_path, monkeypatch, given_as, suffix):
+    touch(tmp_path, f"in/a.hdr{suffix}", f"in/a.img{suffix}")
+    monkeypatch.chdir(tmp_path)
+    named = [name if name == "in" else f"{name}{suffix}" for name in given_as]
+    (source,) = discover(named, tmp_path / "out").sources
+    assert (source.path.name, Path(source.relative).name, source.case) == (f"a.hdr{suffix}", f"a.hdr{suffix}", "a")
+
+
+def test_halves_without_their_other_half_are_kept_for_the_record(tmp_path):
+    touch(tmp_path, "in/a.hdr", "in/b.img")
+    assert cases(discover([str(tmp_path / "in")], tmp_path / "out")) == ["a", "b"]
+
+
+def test_a_pair_and_a_single_file_of_one_name_are_refused(tmp_path):
+    touch(tmp_path, "in/a.hdr", "in/a.img", "in/a.nii.gz")
+    with pytest.raises(UsageProblem, match="would both be case"):
+        discover([str(tmp_path / "in")], tmp_path / "out")

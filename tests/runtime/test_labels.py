@@ -1,8 +1,12 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
 
 from m2s_runtime.errors import AmbiguousLabels, BadLabels, EmptyWall, UsageProblem
 from m2s_runtime.labels import SCHEMES, check_scheme, wall_mask
+from m2s_runtime.rings import ring_shares
 
 
 def heart(left: int = 1, wall: int = 2, right: int = 3, slices: int = 8) -> np.ndarray:
@@ -100,7 +104,7 @@ def test_auto_refuses_a_scar_within_the_wall():
 
 def test_a_ring_of_another_label_round_the_wall_is_warned_of():
     _, decision = wall_mask(heart(left=2, wall=1), "ukbb")
-    assert "label 1 rings the wall's label 2" in decision.warnings[0]
+    assert "rings nothing and label 1 rings label 2: try --labels myo=1" in decision.warnings[0]
 
 
 def test_binary_takes_everything():
@@ -135,9 +139,73 @@ def test_an_image_is_no_label_map():
         wall_mask(image, "auto")
 
 
-@pytest.mark.parametrize("scheme", ["", "ACDC", "myo", "myo=", "myo=0", "myo=-1", "myo=2.5", "myo=²", "lv=1"])
+@pytest.mark.parametrize("scheme", ["", "ACDC2", " acdc", "myo", "myo=", "myo=0", "myo=-1", "myo=2.5", "myo=²", "lv=1"])
 def test_unknown_schemes_are_a_usage_problem(scheme):
     with pytest.raises(UsageProblem, match="--labels"):
         check_scheme(scheme)
     with pytest.raises(UsageProblem):
         wall_mask(heart(), scheme)
+
+
+@pytest.mark.parametrize("scheme", ["ACDC", "Acdc", "AUTO", "Myo=2", "BINARY"])
+def test_capitals_do_not_matter(scheme):
+    labels = heart(3, 2, 1)
+    check_scheme(scheme)
+    mask, decision = wall_mask(labels, scheme)
+    np.testing.assert_array_equal(mask, labels > 0 if scheme == "BINARY" else labels == 2)
+    assert decision.scheme == scheme.lower().partition("=")[0]
+
+
+CONTRADICTIONS = {
+    "cavities swapped": (heart(left=1, wall=2, right=3), "acdc", "label 1 lies inside the wall"),
+    "wall and cavity swapped": (heart(left=2, wall=3, right=1), "acdc", "label 3 rings label 2: try --labels myo=3"),
+    "wall and right ventricle swapped": (heart(left=3, wall=1, right=2), "acdc", "label 1 rings label 3"),
+    "wall torn in every slice": (heart(3, 2, 1) * (np.indices((48, 40))[1] > 16)[..., None], "acdc", "does not ring"),
+    "cavity asked for": (heart(3, 2, 1), "myo=3", "label 2 rings label 3: try --labels myo=2"),
+    "right ventricle asked for": (heart(3, 2, 1), "myo=1", "label 2 rings label 3: try --labels myo=2"),
+    "cavity counted as wall": (heart(3, 2, 1), "binary", "if 3 is the cavity, add --labels myo=2"),
+}
+
+
+@pytest.mark.parametrize("what", CONTRADICTIONS)
+def test_topology_that_contradicts_the_scheme_is_flagged(what):
+    labels, scheme, told = CONTRADICTIONS[what]
+    _, decision = wall_mask(labels, scheme)
+    assert told in " ".join(decision.warnings)
+    assert decision.flags == ("labels_contradict",)
+
+
+@pytest.mark.parametrize(
+    ("labels", "scheme"),
+    [
+        (heart(3, 2, 1), "acdc"),
+        (heart(1, 2, 3), "ukbb"),
+        (heart(1, 2, 3), "mnms"),
+        (heart(3, 2, 1), "myo=2"),
+        (heart(3, 2, 0), "acdc"),
+        (heart(0, 2, 1), "acdc"),
+        ((heart() == 2) * np.uint8(1), "binary"),
+        (np.where(np.indices((48, 40, 8))[0] < 28, 1, 2) * (heart() == 2), "binary"),
+    ],
+)
+def test_masks_as_their_scheme_has_them_carry_no_flag(labels, scheme):
+    assert wall_mask(labels, scheme)[1].flags == ()
+
+
+def test_a_label_round_the_wall_contradicts_nothing_when_the_wall_rings_the_cavity():
+    labels = np.pad(heart(3, 2, 0), ((1, 1), (1, 1), (0, 0)), constant_values=9)
+    with pytest.raises(AmbiguousLabels):
+        wall_mask(labels, "auto")
+    assert wall_mask(labels, "myo=2")[1].flags == ()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 5))
+def test_ring_shares_are_what_hole_filling_counts(seed, count):
+    labels = ndimage.zoom(np.random.default_rng(seed).integers(0, count + 1, (5, 5, 3)), (4, 4, 1), order=0)
+    found = sorted({int(v) for v in np.unique(labels)} - {0})
+    shares = ring_shares(labels, found, 2).of
+    for a in found:
+        filled = np.stack([ndimage.binary_fill_holes(labels[:, :, s] == a) for s in range(3)], axis=2)
+        for b in set(found) - {a}:
+            assert shares.get((a, b), 0.0) == pytest.approx((filled & (labels == b)).sum() / (labels == b).sum())

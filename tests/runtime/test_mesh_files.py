@@ -1,7 +1,6 @@
 """Each format is read back by another implementation and must lie where the mesh lies, wound the right way round."""
 
 import base64
-import importlib
 import io
 import xml.etree.ElementTree as ET
 from types import SimpleNamespace
@@ -118,14 +117,31 @@ def test_unknown_format(mesh):
         encode(mesh, "fbx")
 
 
-def test_vtk_itself_reads_the_vtp(mesh, tmp_path):
-    vtk = pytest.importorskip("vtk")
-    (tmp_path / "a.vtp").write_bytes(encode(mesh, "vtp", "lps"))
-    reader = importlib.import_module("vtk").vtkXMLPolyDataReader()
-    reader.SetFileName(str(tmp_path / "a.vtp"))
-    reader.Update()
-    assert reader.GetOutput().GetNumberOfPolys() == len(mesh.faces)
-    assert (
-        vtk.vtkStringArray.SafeDownCast(reader.GetOutput().GetFieldData().GetAbstractArray("SPACE")).GetValue(0)
-        == "LPS"
-    )
+def slicers_tag(kind, reader):
+    """Where 3D Slicer's vtkMRMLModelStorageNode looks: PLY comments, STL header, OBJ comment, VTP field data."""
+    if kind == "ply":
+        comments = reader.GetComments()
+        return " ".join(comments.GetValue(k) for k in range(comments.GetNumberOfValues()))
+    if kind == "vtp":
+        return "SPACE=" + reader.GetOutput().GetFieldData().GetAbstractArray("SPACE").GetValue(0)
+    return reader.GetHeader() if kind == "stl" else reader.GetComment()
+
+
+@pytest.mark.parametrize("space", ["lps", "ras"])
+@pytest.mark.parametrize(
+    ("kind", "reader"),
+    [("ply", "vtkPLYReader"), ("stl", "vtkSTLReader"), ("obj", "vtkOBJReader"), ("vtp", "vtkXMLPolyDataReader")],
+)
+def test_the_readers_of_slicer_and_paraview(mesh, tmp_path, kind, reader, space):
+    vtk = pytest.importorskip("vtk", reason="pip install vtk to read the files as 3D Slicer and ParaView do")
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(encode(mesh, kind, space))
+    opened = getattr(vtk, reader)()
+    opened.SetFileName(str(path))
+    opened.Update()
+    assert f"SPACE={space.upper()}" in slicers_tag(kind, opened)
+    output = opened.GetOutput()
+    assert output.GetNumberOfPolys() == len(mesh.faces)
+    points = mesh.vertices * (LPS if space == "lps" else 1.0)
+    low, high = np.reshape(output.GetBounds(), (3, 2)).T
+    np.testing.assert_allclose([low, high], [points.min(axis=0), points.max(axis=0)], atol=1e-3)

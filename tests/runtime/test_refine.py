@@ -1,9 +1,14 @@
 """Slices of a known wall, moved by known amounts, come back to the wall; what cannot be judged stays."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from m2s_runtime.agreement import agreement, sections
+from m2s_runtime.bundle import load_bundle
+from m2s_runtime.pipeline import Reconstructor
+from m2s_runtime.placement import canonicalise
 from m2s_runtime.refine import STILL_MM, register
 from m2s_runtime.slices import pool_features, signed_distance, wall_slices
 from runtime import truth
@@ -75,3 +80,32 @@ def test_no_slice_moves_farther_than_four_millimetres(sdg) -> None:
     found = register(signed_distance(masks, 12.0), start, sections(sdg, 10.0))
     assert np.isfinite(found).all()
     assert abs(found - start).max() <= 4.0 + 1e-5
+
+
+class _Fading:
+    """Networks that know the answer, until super-resolution, asked again, finds no wall any more."""
+
+    def __init__(self, sdg: np.ndarray) -> None:
+        self.sdg, self.asked = sdg, 0
+
+    def run(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if graph == "sr":
+            self.asked += 1
+            planes = np.repeat(inputs["slices"] < 0, 5, axis=-1).astype(np.float32)
+            return {"prob": planes * (self.asked == 1)}
+        batch = len(next(iter(inputs.values())))
+        answers = {"mc": ("shifts", np.zeros((batch, 12, 2), np.float32)), "decode": ("sdg", self.sdg[None, None])}
+        answers |= {"encode": ("zc", np.zeros((batch, 1), np.float32)), "denoise": ("eps", np.zeros_like)}
+        name, answer = answers[graph]
+        return {name: answer(inputs["z"]) if callable(answer) else answer}
+
+
+def test_a_pass_that_finds_no_wall_leaves_what_the_one_before_found(sdg) -> None:
+    bundle = load_bundle(str(Path(__file__).parents[1] / "data" / "toy_bundle"))
+    stack = canonicalise(truth.slices(moved(3, 2.0)), np.diag([1.0, 1.0, 10.0, 1.0]))
+    engine = _Fading(sdg)
+    result = Reconstructor(bundle, engine, steps=1, refine=3).reconstruct(stack, "0" * 64)
+    assert engine.asked == 2
+    plain = Reconstructor(bundle, _Fading(sdg), steps=1).reconstruct(stack, "0" * 64)
+    np.testing.assert_array_equal(result.mesh.vertices, plain.mesh.vertices)
+    np.testing.assert_array_equal(result.shifts, plain.shifts)

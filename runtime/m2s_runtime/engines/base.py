@@ -1,36 +1,39 @@
 """What the pipeline needs of an engine, and the checks that every engine shares."""
 
 import os
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m2s_runtime.errors import NotFinite
-from m2s_runtime.manifest import GraphSpec
+from m2s_runtime.bundle import Bundle
+from m2s_runtime.engines.onnx_file import keeps_data_elsewhere
+from m2s_runtime.errors import BundleError, NotFinite
+from m2s_runtime.manifest import FLAVOURS, GraphSpec
 
 Arrays = dict[str, NDArray[Any]]
+Floats = NDArray[np.float32]
 
 
 class Engine(Protocol):
     """Runs the graphs of one bundle.
 
     Attributes:
-        name: `onnx`.
+        name: `onnx`, `openvino` or `trt`.
         device: what was really bound: `cpu` or `cuda:N`.
         threads: cores per inference.
-        description: one line for people: engine, version, device, threads.
+        description: one line for people: engine, version and precision, then ` on `, device, threads.
     """
 
+    @property
+    def description(self) -> str: ...  # noqa: D102
     @property
     def name(self) -> str: ...  # noqa: D102
     @property
     def device(self) -> str: ...  # noqa: D102
     @property
     def threads(self) -> int: ...  # noqa: D102
-    @property
-    def description(self) -> str: ...  # noqa: D102
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """Runs one graph of the bundle.
@@ -50,11 +53,60 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Generates(Protocol):
+    """An engine that keeps everything from the C-SDG to the decoded SDG on its device."""
+
+    def generate(self, csdg: Floats, noise: Floats, levels: Sequence[int], bars: NDArray[np.float64]) -> Floats:
+        """Encode, denoise along `levels`, decode; equal to the host's loop up to rounding.
+
+        Args:
+            csdg: (1 or N, 1, X, Y, Z) mm; one condition is shared by all samples.
+            noise: (N, D, X', Y', Z') to start from.
+            levels: from `ddim.timesteps`.
+            bars: from `ddim.alpha_bars`.
+
+        Returns:
+            (N, 1, X, Y, Z) mm.
+
+        Raises:
+            NotFinite: NaN or infinity in what came out.
+        """
+        ...
+
+
 def usable_cores() -> int:
     """Cores that this process may be scheduled on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def graph_bytes(bundle: Bundle, graph: str, precision: str = "float32") -> tuple[str, bytes]:
+    """Where a graph comes from, for messages, and its verified bytes, which name no data outside themselves.
+
+    Raises:
+        BundleError: no graph of this precision in the bundle, altered, or with weights outside the file.
+    """
+    manifest = bundle.manifest
+    if precision in FLAVOURS and precision not in manifest.flavours:
+        raise BundleError(
+            f"{bundle.path}: holds no {precision} graphs; export it anew with --precision {precision}, or take float32"
+        )
+    file = manifest.graph_file(graph, precision)
+    model = bundle.read(file)
+    try:
+        external = keeps_data_elsewhere(model)
+    except ValueError as error:
+        raise BundleError(f"{bundle.path / file}: not an ONNX file ({error}); export the bundle anew") from error
+    if external:
+        raise BundleError(f"{bundle.path / file}: names weights outside the file; export it without external data")
+    return str(bundle.path / file), model
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, fit for a message of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def fitted_inputs(graph: str, spec: GraphSpec, inputs: Mapping[str, NDArray[Any]]) -> Arrays:

@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Final, Literal, Protocol, cast
@@ -10,9 +9,9 @@ from typing import Any, Final, Literal, Protocol, cast
 from numpy.typing import NDArray
 
 from m2s_runtime.bundle import Bundle
-from m2s_runtime.engines.base import Arrays, finite_outputs, fitted_inputs, usable_cores
-from m2s_runtime.engines.onnx_file import keeps_data_elsewhere
-from m2s_runtime.errors import BundleError, EngineError, UsageProblem
+from m2s_runtime.engines.base import Arrays, finite_outputs, first_line, fitted_inputs, graph_bytes, usable_cores
+from m2s_runtime.engines.cuda import Cuda, cuda_index
+from m2s_runtime.errors import BundleError, EngineError
 from m2s_runtime.manifest import GRAPHS, GraphSpec, TensorSpec
 
 _LOG: Final = logging.getLogger(__name__)
@@ -28,44 +27,63 @@ class _Node(Protocol):
     type: str
 
 
-class _Session(Protocol):
-    def get_inputs(self) -> Sequence[_Node]: ...
-    def get_outputs(self) -> Sequence[_Node]: ...
-    def get_providers(self) -> Sequence[str]: ...
-    def run(self, names: None, inputs: Arrays, /) -> Sequence[NDArray[Any]]: ...
+class Session(Protocol):
+    """What of an `onnxruntime.InferenceSession` is used."""
+
+    def get_inputs(self) -> Sequence[_Node]: ...  # noqa: D102
+    def get_outputs(self) -> Sequence[_Node]: ...  # noqa: D102
+    def get_providers(self) -> Sequence[str]: ...  # noqa: D102
+    def run(self, names: None, inputs: Arrays, /) -> Sequence[NDArray[Any]]: ...  # noqa: D102
+    def io_binding(self) -> Any: ...  # noqa: ANN401, D102
+    def run_with_iobinding(self, binding: Any, options: Any) -> None: ...  # noqa: ANN401, D102
 
 
 class OnnxEngine:
     """One session a graph, all on the same device with the same options, fixed here and not by the bundle."""
 
-    def __init__(self, bundle: Bundle, device: str, threads: int) -> None:
+    def __init__(self, bundle: Bundle, device: str, threads: int, precision: str = "float32") -> None:
+        """Verify the graphs and bind them.
+
+        Raises:
+            UsageProblem: a device that cannot mean anything.
+            EngineError: onnxruntime is not installed, or a device asked for by name cannot be had.
+            BundleError: a graph is not what the manifest says.
+        """
         self._ort = _onnxruntime()
         self.name: Final = "onnx"
         self.threads: Final = threads or usable_cores()
-        self._specs = bundle.manifest.graphs
+        self.specs: Final = bundle.manifest.graphs
+        self._precision = precision
         provider, index = self._choose(device)
         self._reason = "no such GPU, or CUDA libraries that do not fit"
-        self._sessions = self._bind(bundle, provider, index)
-        if provider == _CUDA and any(session.get_providers()[0] != _CUDA for session in self._sessions.values()):
+        self.cuda: Final = _stream(index) if provider == _CUDA else None
+        self.sessions = self._bind(bundle, provider, index)
+        if provider == _CUDA and any(session.get_providers()[0] != _CUDA for session in self.sessions.values()):
             self._refuse_cuda(device)
             provider = _CPU
-            self._sessions = self._bind(bundle, provider, index)
+            self.sessions = self._bind(bundle, provider, index)
         self.device: Final = f"cuda:{index}" if provider == _CUDA else "cpu"
-        self.description: Final = f"onnxruntime {self._ort.__version__} on {self.device}, {self.threads} thread(s)"
+        named = "" if precision == "float32" else f" {precision}"
+        self.description = f"onnxruntime {self._ort.__version__}{named} on {self.device}, {self.threads} thread(s)"
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """See `m2s_runtime.engines.base.Engine.run`."""
-        spec = self._specs[graph]
-        outputs = self._sessions[graph].run(None, fitted_inputs(graph, spec, inputs))
+        spec = self.specs[graph]
+        fitted = fitted_inputs(graph, spec, inputs)
+        try:
+            outputs = self.sessions[graph].run(None, fitted)
+        except Exception as error:  # onnxruntime's own exceptions share no public base
+            raise EngineError(
+                f"network {graph} failed on {self.device} ({first_line(error)}); with too little memory, ask for fewer "
+                "--samples or --jobs"
+            ) from error
         return finite_outputs(graph, {t.name: o for t, o in zip(spec.outputs, outputs, strict=True)})
 
     def _choose(self, device: str) -> tuple[str, int]:
         """Provider and device index for what the user asked for."""
-        cuda = re.fullmatch(r"cuda(?::(\d{1,3}))?", device)
-        if not cuda and device not in ("auto", "cpu"):
-            raise UsageProblem(f"--device {device}: choose auto, cpu or cuda:N")
-        available = _CUDA in self._ort.get_available_providers()
-        if cuda and not available:
+        cuda = cuda_index(device)
+        available = lists_cuda()
+        if cuda is not None and not available:
             raise EngineError(
                 f"--device {device}: this onnxruntime has no CUDA; run `pip uninstall onnxruntime` "
                 f"and `{_INSTALL['cuda']}`, or use --device cpu"
@@ -74,7 +92,7 @@ class OnnxEngine:
             return _CPU, 0
         if hasattr(self._ort, "preload_dlls"):  # CUDA and cuDNN as installed by pip lie where the loader does not look
             self._ort.preload_dlls()
-        return _CUDA, int(cuda[1] or 0) if cuda else 0
+        return _CUDA, cuda or 0
 
     def _refuse_cuda(self, device: str) -> None:
         if device != "auto":
@@ -84,37 +102,38 @@ class OnnxEngine:
             )
         _LOG.warning("onnxruntime has CUDA but could not bind a GPU: running on the CPU")
 
-    def _bind(self, bundle: Bundle, provider: str, index: int) -> dict[str, _Session]:
+    def _bind(self, bundle: Bundle, provider: str, index: int) -> dict[str, Session]:
         return {graph: self._session(bundle, graph, provider, index) for graph in GRAPHS}
 
-    def _session(self, bundle: Bundle, graph: str, provider: str, index: int) -> _Session:
-        file = f"{graph}.onnx"
-        model = bundle.read(file)
-        _refuse_external_data(bundle, file, model)
+    def _session(self, bundle: Bundle, graph: str, provider: str, index: int) -> Session:
+        where, model = graph_bytes(bundle, graph, self._precision)
         session = self._cuda_session(model, index) if provider == _CUDA else None
         try:
             session = session or self._create(model, [_CPU])
         except Exception as error:  # onnxruntime's own exceptions share no public base
             raise BundleError(
-                f"{bundle.path / file}: onnxruntime {self._ort.__version__} cannot load it "
-                f"({_first_line(error)}); update onnxruntime or export the bundle anew"
+                f"{where}: onnxruntime {self._ort.__version__} cannot load it "
+                f"({first_line(error)}); update onnxruntime or export the bundle anew"
             ) from error
-        _check_signature(f"{bundle.path / file}", session, bundle.manifest.graphs[graph])
+        _check_signature(where, session, self.specs[graph])
         return session
 
-    def _cuda_session(self, model: bytes, index: int) -> _Session | None:
+    def _cuda_session(self, model: bytes, index: int) -> Session | None:
         """None, with the reason kept, when it fails; whether GPU or file is to blame, the CPU will tell."""
         # TF32 would cost three decimal digits on the distances.
+        options = {"device_id": str(index), "use_tf32": "0"}
+        if self.cuda:
+            options["user_compute_stream"] = str(self.cuda.stream)
         try:
-            return self._create(model, [(_CUDA, {"device_id": str(index), "use_tf32": "0"}), _CPU])
+            return self._create(model, [(_CUDA, options), _CPU])
         except Exception as error:  # noqa: BLE001 - onnxruntime's own exceptions share no public base
-            self._reason = _first_line(error)
+            self._reason = first_line(error)
             return None
 
-    def _create(self, model: bytes, providers: Sequence[object]) -> _Session:
+    def _create(self, model: bytes, providers: Sequence[object]) -> Session:
         # onnxruntime's own fallback to other providers would print to stdout.
         made = self._ort.InferenceSession(model, self._options(), providers=providers, enable_fallback=0)
-        return cast(_Session, made)
+        return cast(Session, made)
 
     def _options(self) -> object:
         options = self._ort.SessionOptions()
@@ -124,6 +143,14 @@ class OnnxEngine:
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
         return options
+
+
+def lists_cuda() -> bool:
+    """Whether the installed onnxruntime was built for CUDA; whether that binds, only a session tells."""
+    try:
+        return _CUDA in importlib.import_module("onnxruntime").get_available_providers()
+    except ImportError:
+        return False
 
 
 def _onnxruntime() -> ModuleType:
@@ -136,20 +163,16 @@ def _onnxruntime() -> ModuleType:
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _refuse_external_data(bundle: Bundle, file: str, model: bytes) -> None:
+def _stream(index: int) -> Cuda | None:
+    """The GPU's memory and a stream for all sessions; without CuPy every stage copies to the host and back."""
     try:
-        external = keeps_data_elsewhere(model)
-    except ValueError as error:
-        raise BundleError(f"{bundle.path / file}: not an ONNX file ({error}); export the bundle anew") from error
-    if external:
-        raise BundleError(f"{bundle.path / file}: names weights outside the file; export it without external data")
+        return Cuda(index)
+    except EngineError as error:
+        _LOG.info("results travel to the host between stages: %s", error)
+        return None
 
 
-def _check_signature(where: str, session: _Session, spec: GraphSpec) -> None:
+def _check_signature(where: str, session: Session, spec: GraphSpec) -> None:
     if not (_agree(session.get_inputs(), spec.inputs) and _agree(session.get_outputs(), spec.outputs)):
         raise BundleError(f"{where}: its inputs or outputs are not those in the manifest; export the bundle anew")
 

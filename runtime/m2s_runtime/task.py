@@ -1,0 +1,177 @@
+"""What one process does for each source, the same whether a local worker, a Ray actor or a SLURM job calls it."""
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from m2s_runtime.errors import Occupied
+from m2s_runtime.inputs import Source
+from m2s_runtime.journal import Journal, Row
+from m2s_runtime.options import Options
+from m2s_runtime.outcome import Outcome
+from m2s_runtime.versions import version
+
+if TYPE_CHECKING:
+    from m2s_runtime.batch import Reconstructs
+    from m2s_runtime.bundle import Bundle
+    from m2s_runtime.engines import Engine
+
+CRASHED: Final = "crashed"
+"""Error code of a case whose process died."""
+
+TIMEOUT: Final = "timeout"
+"""Error code of a case that took too long."""
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """All that a process needs to do its part of a run; picklable.
+
+    Attributes:
+        out: output folder.
+        options: what decides a case's files.
+        sources: every source of the run, those of other shards too: their names are taken.
+        model: bundle folder or name; None for the default bundle.
+        engine: as in `engines.open_engine`, like the next two.
+        device: one device.
+        threads: cores for this process; 0 means all.
+        precision: as in `engines.open_engine`, like the next.
+        engine_dir: folder of built TensorRT engines.
+        dry_run: only say what would happen.
+        opener: loads bundle, engine and reconstructor. A function of a module, or something else that can be pickled.
+    """
+
+    out: Path
+    options: Options
+    sources: tuple[Source, ...]
+    model: str | None = None
+    engine: str = "auto"
+    device: str = "auto"
+    threads: int = 0
+    dry_run: bool = False
+    opener: "Opener | None" = None
+    precision: str = "auto"
+    engine_dir: Path | None = None
+
+
+Opener = Callable[[TaskSpec], "tuple[Bundle, Engine, Reconstructs]"]
+"""See `TaskSpec.opener`."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a task was bound to, for the log, `run.json` and the completion records; picklable.
+
+    Attributes:
+        bundle: name, path and sha256 of the bundle.
+        engine: name, device, threads and description of the engine.
+        kernel: which distance kernel, see `mesh_distance.KERNEL`.
+        fingerprint: sha256 of all but the bundle and the input that can change a case's files.
+    """
+
+    bundle: dict[str, str]
+    engine: dict[str, str | int]
+    kernel: str
+    fingerprint: str
+
+    def journal(self, out: Path) -> Journal:
+        """The journal of an output folder, for what was bound here."""
+        return Journal(out, bundle=self.bundle["sha256"], options=self.fingerprint)
+
+
+class Task:
+    """Opens bundle, engine and journal once, then does one source after the other."""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        """Load and bind; writes nothing.
+
+        Raises:
+            BundleError: the bundle is missing or altered.
+            EngineError: the engine or device cannot be had.
+            UsageProblem: an option that cannot mean anything.
+        """
+        from m2s_runtime.batch import Batch  # heavy, like all that follows: a process that only supervises needs none
+        from m2s_runtime.labels import check_scheme
+        from m2s_runtime.mesh_distance import KERNEL
+
+        check_scheme(spec.options.labels)
+        bundle, engine, reconstructor = (spec.opener or open_reconstructor)(spec)
+        fingerprint = spec.options.fingerprint(**_bound_to(engine), kernel=KERNEL, version=version())
+        self.bound = Bound(
+            {"name": bundle.name, "path": str(bundle.path), "sha256": bundle.sha256},
+            {name: getattr(engine, name) for name in ("name", "device", "threads", "description")},
+            KERNEL,
+            fingerprint,
+        )
+        self._batch = Batch(spec.sources, reconstructor, self.bound.journal(spec.out), spec.options)
+        self._dry_run = spec.dry_run
+
+    def run(self, source: Source, settled: Collection[str] = ()) -> list[Outcome]:
+        """Do all cases of a source but those `settled`, write their files and records, and tell what became of them.
+
+        Raises:
+            Stop: what no other case would survive either (engine lost, disk full).
+        """
+        return list(self.outcomes(source, settled))
+
+    def outcomes(
+        self, source: Source, settled: Collection[str] = (), started: Callable[[Row], None] = lambda _: None
+    ) -> Iterator[Outcome]:
+        """`run`, one case at a time; `started` hears the row of each before it is begun, as far as it is known."""
+        return self._batch.run(source, settled=settled, started=started, dry_run=self._dry_run)
+
+
+def open_reconstructor(spec: TaskSpec) -> tuple["Bundle", "Engine", "Reconstructs"]:
+    """Load the bundle and bind an engine.
+
+    Raises:
+        BundleError: the bundle is missing or altered.
+        EngineError: the engine or device cannot be had.
+    """
+    from m2s_runtime.bundle import load_bundle
+    from m2s_runtime.engines import open_engine
+    from m2s_runtime.pipeline import Reconstructor
+
+    options, bundle = spec.options, load_bundle(spec.model)
+    bound = open_engine(
+        bundle, spec.engine, spec.device, spec.threads, precision=spec.precision, engine_dir=spec.engine_dir
+    )
+    reconstructor = Reconstructor(
+        bundle, bound, steps=options.steps, seed=options.seed, threads=bound.threads,
+        samples=options.samples, refine=options.refine,
+    )  # fmt: skip
+    return bundle, bound, reconstructor
+
+
+def lost(
+    journal: Journal, row: Row, error: Literal["crashed", "timeout"], message: str, *, dry_run: bool = False
+) -> Outcome:
+    """Put on record a case whose process did not live to do so, and tell of it.
+
+    Args:
+        journal: from `Bound.journal`.
+        row: what the task's `started` was last told; `Row(source.case, source.relative)` before its first case.
+        error: `CRASHED` or `TIMEOUT`.
+        message: what happened and what may help.
+        dry_run: write nothing.
+
+    Raises:
+        OutputError: the record cannot be written.
+    """
+    row = replace(row, status="failed", error=error, message=f"{row.input}: {message}")
+    if not dry_run:
+        with contextlib.suppress(Occupied):
+            journal.finish(row, {}, None)
+    return Outcome(row, "failed")
+
+
+def _bound_to(engine: "Engine") -> dict[str, str | int]:
+    """What of an engine can change the bytes of a mesh; which of several GPUs it is does not count."""
+    return {
+        "engine": engine.name,
+        "engine_version": engine.description.partition(" on ")[0],
+        "device": engine.device.split(":")[0],
+        "threads": engine.threads,
+    }
