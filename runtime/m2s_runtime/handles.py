@@ -19,6 +19,8 @@ Indices = npt.NDArray[np.intp]
 
 MOST_FILLED: Final = 0.02
 """Share of the wall's voxels beyond which a filling would be invention: the wall then stays as it is."""
+MOST_TUNNELS: Final = 50
+"""A surface with more handles is no heart, and carving it would take minutes; clinical stacks gave four at most."""
 _SKIN_MM: Final = -0.5
 _LEVEL_MM: Final = 0.5
 """Voxels whose distances differ by less may be carved in any order."""
@@ -53,15 +55,16 @@ def surface_without_handles(sdg: Floats, affine: npt.ArrayLike) -> Surface:
         NotFinite, EmptyWall, BadAffine: as `extract_surface` does.
     """
     plain = _surface(sdg, affine, filled=False)
-    if not plain.mesh.topology.genus:
+    tunnels = plain.mesh.topology.genus or 0
+    if not 0 < tunnels <= MOST_TUNNELS:
         return plain
     wall = _largest(sdg < 0)
     skin = carve(np.where(wall, sdg, np.maximum(sdg, -_SKIN_MM))) & ~wall
     if np.count_nonzero(skin) > MOST_FILLED * np.count_nonzero(wall):
         return plain
     mended = _surface(np.where(skin, np.float32(_SKIN_MM), sdg), affine, filled=True)
-    better = mended.mesh.topology.genus is not None and mended.mesh.topology.genus < plain.mesh.topology.genus
-    return mended if better else plain
+    left = mended.mesh.topology.genus
+    return mended if left is not None and left < tunnels else plain
 
 
 def carve(sdg: Floats) -> BoolArray:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from skimage.measure import euler_number
 
+from m2s_runtime import handles
 from m2s_runtime.handles import carve, simple, surface_without_handles
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -59,6 +60,14 @@ def test_what_would_be_an_invention_is_not_filled() -> None:
     surface = surface_without_handles(tube, AFFINE)
     assert not surface.filled
     assert surface.mesh.topology.genus == 1
+
+
+def test_a_sponge_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    sdg = np.random.default_rng(1).normal(size=(24, 24, 24)).astype(np.float32)
+    monkeypatch.setattr(handles, "carve", lambda _: pytest.fail("a sponge was carved"))
+    surface = surface_without_handles(sdg, AFFINE)
+    assert not surface.filled
+    assert (surface.mesh.topology.genus or 0) > handles.MOST_TUNNELS
 
 
 def test_simple_points_change_no_euler_number() -> None:
