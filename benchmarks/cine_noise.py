@@ -27,7 +27,7 @@ from m2s_runtime.bundle import load_bundle
 from m2s_runtime.cine import by_source, by_stack, shared_shifts
 from m2s_runtime.engines import open_engine
 from m2s_runtime.grid import CENTRE, MASK_GRID, SLICES, SPACING, UPSAMPLING
-from m2s_runtime.pipeline import Reconstruction, Reconstructor
+from m2s_runtime.pipeline import Pipeline, Reconstruction
 from m2s_runtime.placement import Canonical, canonicalise
 from m2s_runtime.surface import Mesh
 
@@ -94,7 +94,7 @@ def _wall(endo: Sheet, epi: Sheet) -> tuple[Floats, npt.NDArray[np.int32]]:
     return closed_wall(refine(endo), refine(at_least(endo, square_rim(endo, epi), 2.5)))
 
 
-def measure(cine: Cine, model: Reconstructor, *, one_noise: bool, one_shift: bool) -> tuple[float, float, float]:
+def measure(cine: Cine, model: Pipeline, *, one_noise: bool, one_shift: bool) -> tuple[float, float, float]:
     """Unrest of the surface, its mean distance from the truth, and the error of the shifts, all mm."""
     keys = [hashlib.sha256(str(0 if one_noise else frame).encode()).hexdigest() for frame in range(len(cine.frames))]
     shared = _shared(cine, model, keys[0]) if one_shift else None
@@ -116,7 +116,7 @@ def measure(cine: Cine, model: Reconstructor, *, one_noise: bool, one_shift: boo
     return unrest, float(abs(error).mean()), float(np.nanmean(abs(left)))
 
 
-def _shared(cine: Cine, model: Reconstructor, key: str) -> Floats:
+def _shared(cine: Cine, model: Pipeline, key: str) -> Floats:
     return shared_shifts([by_source(model.estimate(frame, key), frame, SLICES) for frame in cine.frames])
 
 
@@ -129,7 +129,7 @@ def _signed_error(result: Reconstruction, truth: Floats) -> Floats:
     return side * TriangleIndex.of(mesh).distance(truth)
 
 
-def table(cines: Sequence[Cine], model: Reconstructor) -> Iterator[str]:
+def table(cines: Sequence[Cine], model: Pipeline) -> Iterator[str]:
     """Markdown, a line for each way to share, means over the cines."""
     yield "| noise | slice shifts | unrest, mm a frame | distance from the truth, mm | error of the shifts, mm |"
     yield "|---|---|---|---|---|"
@@ -153,7 +153,7 @@ def main(
     """Print the table."""
     bundle = load_bundle(model)
     engine = open_engine(bundle, engine="onnx", device="cpu", threads=threads)
-    reconstructor = Reconstructor(bundle, engine, steps=steps, threads=threads, refine=refine)
+    reconstructor = Pipeline(bundle, engine, steps=steps, threads=threads, refine=refine)
     shapes = Atlas(atlas)
     cines = [make_cine(shapes, row, frames) for row in VALIDATION_ROWS[:hearts]]
     for line in table(cines, reconstructor):

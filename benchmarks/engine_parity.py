@@ -31,7 +31,7 @@ from m2s_runtime.bundle import Bundle, load_bundle
 from m2s_runtime.engines import Engine, open_engine
 from m2s_runtime.grid import PADDING
 from m2s_runtime.manifest import GRAPHS
-from m2s_runtime.pipeline import Reconstruction, Reconstructor
+from m2s_runtime.pipeline import Pipeline, Reconstruction
 from m2s_runtime.placement import Canonical
 
 KEY = "0" * 64
@@ -99,7 +99,7 @@ class Score:
 
 def timed(score: Score, bundle: Bundle, engine: Engine, stack: Canonical, steps: int | None) -> Reconstruction:
     """One whole run."""
-    reconstructor = Reconstructor(bundle, engine, steps=steps, threads=engine.threads)
+    reconstructor = Pipeline(bundle, engine, steps=steps, threads=engine.threads)
     cpu, wall = time.process_time(), time.perf_counter()
     result = reconstructor.reconstruct(stack, KEY)
     score.cpu_seconds.append(time.process_time() - cpu)

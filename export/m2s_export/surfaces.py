@@ -9,7 +9,7 @@ from m2s_export.parity import SURFACE_P95_MM, ParityError
 from m2s_runtime.bundle import Bundle
 from m2s_runtime.engines import Engine
 from m2s_runtime.errors import CaseError
-from m2s_runtime.pipeline import Reconstructor
+from m2s_runtime.pipeline import Pipeline
 from m2s_runtime.placement import Canonical
 from m2s_runtime.surface import Mesh
 
@@ -49,7 +49,7 @@ def surface_p95(a: Mesh, b: Mesh) -> float:
 
 def _surface(bundle: Bundle, engine: Engine, stack: Canonical) -> Mesh:
     try:
-        return Reconstructor(bundle, engine, seed=0, threads=engine.threads).reconstruct(stack, _NOISE_KEY).mesh
+        return Pipeline(bundle, engine, seed=0, threads=engine.threads).reconstruct(stack, _NOISE_KEY).mesh
     except CaseError as error:
         raise ParityError(
             f"no surface from a procedural heart on {engine.description} ({error}): the networks know too little; "

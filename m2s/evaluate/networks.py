@@ -16,7 +16,7 @@ from m2s_runtime.placement import Canonical
 from m2s_runtime.sampling import start_noise
 
 if TYPE_CHECKING:
-    from m2s_runtime.pipeline import Reconstructor as Pipeline
+    from m2s_runtime.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def open_shared(options: ModelOptions, *, whole: bool = True) -> tuple[Rememberi
     """
     from m2s_runtime.bundle import load_bundle
     from m2s_runtime.engines import open_engine
-    from m2s_runtime.pipeline import Reconstructor as Pipeline
+    from m2s_runtime.pipeline import Pipeline
 
     bundle = load_bundle(options.model)
     opened = open_engine(bundle, engine=options.engine, device=options.device, threads=options.threads)

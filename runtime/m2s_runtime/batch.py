@@ -39,7 +39,7 @@ BUG: Final = "bug"
 
 
 class Reconstructs(Protocol):
-    """What the batch needs of `m2s_runtime.pipeline.Reconstructor`."""
+    """What the batch needs of `m2s_runtime.pipeline.Pipeline`."""
 
     def estimate(self, canonical: Canonical, noise_key: str) -> Shifts:
         """Shifts (12, 2) mm of a stack by itself."""

@@ -15,10 +15,10 @@ from m2s_runtime.result import Floats, Pass, Reconstruction
 from m2s_runtime.sampling import vertex_spread
 from m2s_runtime.slices import centre_shifts, common_shift, signed_distance
 
-__all__ = ["Reconstruction", "Reconstructor"]
+__all__ = ["Pipeline", "Reconstruction"]
 
 
-class Reconstructor:
+class Pipeline:
     """Runs the networks of one bundle on one engine; spawns nothing, keeps nothing between cases."""
 
     def __init__(

@@ -132,13 +132,13 @@ def open_reconstructor(spec: TaskSpec) -> tuple["Bundle", "Engine", "Reconstruct
     """
     from m2s_runtime.bundle import load_bundle
     from m2s_runtime.engines import open_engine
-    from m2s_runtime.pipeline import Reconstructor
+    from m2s_runtime.pipeline import Pipeline
 
     options, bundle = spec.options, load_bundle(spec.model)
     bound = open_engine(
         bundle, spec.engine, spec.device, spec.threads, precision=spec.precision, engine_dir=spec.engine_dir
     )
-    reconstructor = Reconstructor(
+    reconstructor = Pipeline(
         bundle, bound, steps=options.steps, seed=options.seed, threads=bound.threads,
         samples=options.samples, refine=options.refine,
     )  # fmt: skip

@@ -185,7 +185,7 @@ def test_all_network_methods_of_a_stack_share_one_run_of_the_real_runtime():
     pytest.importorskip("onnxruntime")
     from m2s_runtime.bundle import load_bundle
     from m2s_runtime.engines import open_engine
-    from m2s_runtime.pipeline import Reconstructor
+    from m2s_runtime.pipeline import Pipeline
 
     names = ("ours", "mcsr", "decode-zc", "unconditioned")
     methods = Setup(names, ModelOptions(model=str(TOY), steps=3)).methods()
@@ -199,7 +199,7 @@ def test_all_network_methods_of_a_stack_share_one_run_of_the_real_runtime():
 
     bundle = load_bundle(TOY)
     engine = open_engine(bundle, engine="onnx", device="cpu", threads=1)
-    alone = Reconstructor(bundle, engine, steps=3).reconstruct(stack, "ab")
+    alone = Pipeline(bundle, engine, steps=3).reconstruct(stack, "ab")
     np.testing.assert_array_equal(found["ours"].sdg, alone.sdg)
     assert found["ours"].flags == alone.flags
     csdg = coarse_sdg(alone.probability >= 0.5)

@@ -9,7 +9,7 @@ from runtime.shells import AXIS, BASE, FRAME, Shell, scan, world_points
 from m2s_runtime.bundle import load_bundle
 from m2s_runtime.cine import by_source, by_stack, shared_shifts
 from m2s_runtime.engines import open_engine
-from m2s_runtime.pipeline import Reconstructor
+from m2s_runtime.pipeline import Pipeline
 from m2s_runtime.placement import canonicalise
 
 KEY = hashlib.sha256(b"cine").hexdigest()
@@ -30,10 +30,10 @@ def shifts() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def reconstructor() -> Reconstructor:
+def reconstructor() -> Pipeline:
     pytest.importorskip("onnxruntime")
     bundle = load_bundle()
-    return Reconstructor(bundle, open_engine(bundle), steps=1)
+    return Pipeline(bundle, open_engine(bundle), steps=1)
 
 
 def test_polish_separates_slices_from_frames() -> None:

@@ -13,7 +13,7 @@ from m2s_runtime.csdg import coarse_sdg, to_grid
 from m2s_runtime.ddim import draw_noise
 from m2s_runtime.engines import open_engine
 from m2s_runtime.engines.base import Engine
-from m2s_runtime.pipeline import Reconstruction, Reconstructor
+from m2s_runtime.pipeline import Pipeline, Reconstruction
 from m2s_runtime.placement import Canonical, canonicalise
 from m2s_runtime.slices import centre_shifts, signed_distance
 
@@ -61,7 +61,7 @@ def plain(bundle, engine, upright) -> tuple[Reconstruction, dict]:
     """One sample, no refinement; and what super-resolution returned."""
     seen = {}
     keep = Meddling(engine, {"sr": lambda outputs, _: seen.update(outputs) or outputs})
-    return Reconstructor(bundle, keep, steps=1).reconstruct(upright, KEY), seen
+    return Pipeline(bundle, keep, steps=1).reconstruct(upright, KEY), seen
 
 
 def slip(outputs, _):
@@ -94,7 +94,7 @@ def test_the_surface_is_that_of_the_mean_and_the_spread_that_of_the_samples(bund
     meddling = Meddling(engine, {"decode": lambda o, _: {"sdg": o["sdg"] + offsets[:, None, None, None, None]}})
     limits = {"spread_high_mm": 0.5}
     scaled = replace(bundle, manifest=replace(bundle.manifest, spread_scale=2.0, flag_limits=limits))
-    result = Reconstructor(scaled, meddling, steps=1, samples=3).reconstruct(upright, KEY)
+    result = Pipeline(scaled, meddling, steps=1, samples=3).reconstruct(upright, KEY)
     assert meddling.calls == {"mc": 1, "sr": 1, "encode": 1, "denoise": 1, "decode": 1}
     np.testing.assert_allclose(result.sdg, plain[0].sdg + offsets.mean(), atol=5e-3)
     assert result.spread.shape == (len(result.mesh.vertices),)
@@ -105,7 +105,7 @@ def test_the_surface_is_that_of_the_mean_and_the_spread_that_of_the_samples(bund
 
 def test_refinement_changes_nothing_where_everything_agrees(bundle, engine, upright, plain) -> None:
     counted = Meddling(engine)
-    result = Reconstructor(bundle, counted, steps=1, refine=3).reconstruct(upright, KEY)
+    result = Pipeline(bundle, counted, steps=1, refine=3).reconstruct(upright, KEY)
     assert result.mesh.vertices.tobytes() == plain[0].mesh.vertices.tobytes()
     assert result.mesh.faces.tobytes() == plain[0].mesh.faces.tobytes()
     assert result.sdg.tobytes() == plain[0].sdg.tobytes()
@@ -119,7 +119,7 @@ def test_refinement_mends_a_bad_estimate(bundle, engine, upright, plain) -> None
     right, answer = plain
     deceived = {"mc": slip, "sr": lambda *_: answer}
     bad, mended = (
-        Reconstructor(bundle, Meddling(engine, deceived), steps=1, refine=n).reconstruct(upright, KEY) for n in (0, 1)
+        Pipeline(bundle, Meddling(engine, deceived), steps=1, refine=n).reconstruct(upright, KEY) for n in (0, 1)
     )
     held = upright.masks.any((0, 1))
     assert abs(bad.shifts - right.shifts)[held].max() > 2
@@ -135,15 +135,15 @@ def test_a_pass_that_agrees_less_is_not_kept(bundle, engine, upright) -> None:
     meddling = Meddling(engine, {"mc": slip, "sr": worse_later})
     # The toy follows the slice that slipped; between two planes of the grid enough remains to be seen.
     tilted = replace(upright, placement=replace(upright.placement, step_mm=8.0))
-    first = Reconstructor(bundle, Meddling(engine, {"mc": slip}), steps=1).reconstruct(tilted, KEY)
-    kept = Reconstructor(bundle, meddling, steps=1, refine=1).reconstruct(tilted, KEY)
+    first = Pipeline(bundle, Meddling(engine, {"mc": slip}), steps=1).reconstruct(tilted, KEY)
+    kept = Pipeline(bundle, meddling, steps=1, refine=1).reconstruct(tilted, KEY)
     assert meddling.calls["sr"] == 2
     assert kept.mesh.vertices.tobytes() == first.mesh.vertices.tobytes()
 
 
 def test_the_step_range_is_the_bundles_own(bundle, engine, upright) -> None:
     narrow = replace(bundle, manifest=replace(bundle.manifest, step_range_mm=(5.0, 8.0)))
-    assert Reconstructor(narrow, engine, steps=1).reconstruct(upright, KEY).flags == ("step_out_of_range",)
+    assert Pipeline(narrow, engine, steps=1).reconstruct(upright, KEY).flags == ("step_out_of_range",)
 
 
 def starts(bundle, engine, upright, **asked) -> tuple[np.ndarray, int]:
@@ -156,7 +156,7 @@ def starts(bundle, engine, upright, **asked) -> tuple[np.ndarray, int]:
                 seen.append(inputs["z"])
             return super().run(graph, inputs)
 
-    Reconstructor(bundle, Spy(engine), **asked).reconstruct(upright, KEY)
+    Pipeline(bundle, Spy(engine), **asked).reconstruct(upright, KEY)
     return seen[0], len(seen)
 
 

@@ -9,7 +9,7 @@ from runtime.shells import FRAME, Shell, reoriented, scan, world_points
 
 from m2s_runtime.bundle import load_bundle
 from m2s_runtime.engines import open_engine
-from m2s_runtime.pipeline import Reconstruction, Reconstructor
+from m2s_runtime.pipeline import Pipeline, Reconstruction
 from m2s_runtime.placement import canonicalise
 from m2s_runtime.surface import signed_volume, topology
 
@@ -20,13 +20,13 @@ LAS = np.diag([-1.0, 1.0, 1.0])
 
 
 @pytest.fixture(scope="module")
-def reconstructor() -> Reconstructor:
+def reconstructor() -> Pipeline:
     bundle = load_bundle()
-    return Reconstructor(bundle, open_engine(bundle), steps=2)
+    return Pipeline(bundle, open_engine(bundle), steps=2)
 
 
 @pytest.fixture(scope="module")
-def still(reconstructor: Reconstructor) -> tuple[np.ndarray, np.ndarray, Reconstruction]:
+def still(reconstructor: Pipeline) -> tuple[np.ndarray, np.ndarray, Reconstruction]:
     """An unshifted stack, its affine, its reconstruction."""
     affine, shape = scan()
     wall = Shell().sample(affine, shape) == 2
@@ -100,9 +100,7 @@ def test_same_input_same_bytes_and_the_seed_matters(still, reconstructor) -> Non
     wall, affine, expected = still
     again = reconstructor.reconstruct(canonicalise(wall, affine), KEY)
     assert again.mesh.vertices.tobytes() == expected.mesh.vertices.tobytes()
-    other = Reconstructor(load_bundle(), reconstructor.engine, steps=2, seed=1).reconstruct(
-        canonicalise(wall, affine), KEY
-    )
+    other = Pipeline(load_bundle(), reconstructor.engine, steps=2, seed=1).reconstruct(canonicalise(wall, affine), KEY)
     assert other.mesh.vertices.tobytes() != expected.mesh.vertices.tobytes()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from m2s_runtime.agreement import agreement, sections
 from m2s_runtime.bundle import load_bundle
-from m2s_runtime.pipeline import Reconstructor
+from m2s_runtime.pipeline import Pipeline
 from m2s_runtime.placement import canonicalise
 from m2s_runtime.refine import STILL_MM, register
 from m2s_runtime.slices import pool_features, signed_distance, wall_slices
@@ -104,8 +104,8 @@ def test_a_pass_that_finds_no_wall_leaves_what_the_one_before_found(sdg) -> None
     bundle = load_bundle(str(Path(__file__).parents[1] / "data" / "toy_bundle"))
     stack = canonicalise(truth.slices(moved(3, 2.0)), np.diag([1.0, 1.0, 10.0, 1.0]))
     engine = _Fading(sdg)
-    result = Reconstructor(bundle, engine, steps=1, refine=3).reconstruct(stack, "0" * 64)
+    result = Pipeline(bundle, engine, steps=1, refine=3).reconstruct(stack, "0" * 64)
     assert engine.asked == 2
-    plain = Reconstructor(bundle, _Fading(sdg), steps=1).reconstruct(stack, "0" * 64)
+    plain = Pipeline(bundle, _Fading(sdg), steps=1).reconstruct(stack, "0" * 64)
     np.testing.assert_array_equal(result.mesh.vertices, plain.mesh.vertices)
     np.testing.assert_array_equal(result.shifts, plain.shifts)
