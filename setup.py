@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the compiled kernel, and the bundles that travel inside the wheel."""
+"""What pyproject.toml cannot say: the compiled kernels, and the bundles that travel inside the wheel."""
 
 import shutil
 import sys
@@ -17,13 +17,20 @@ GCC_LIKE = [
     "-fno-signed-zeros",
 ]
 
-KERNEL = Extension(
-    "m2s_runtime._mesh_distance",
-    ["runtime/m2s_runtime/_mesh_distance.c"],
-    extra_compile_args=["/O2", "/fp:fast"] if sys.platform == "win32" else GCC_LIKE,
-    py_limited_api=True,
-    optional=True,  # without a compiler the runtime falls back to SciPy
-)
+# Only distances may be rounded as is quickest: surfaces are scikit-image's to the last bit.
+MSVC = {"_mesh_distance": ["/O2", "/fp:fast"], "_surface": ["/O2"], "_voxels": ["/O2"]}
+FLAGS = MSVC if sys.platform == "win32" else dict.fromkeys(MSVC, GCC_LIKE)
+
+KERNELS = [
+    Extension(
+        f"m2s_runtime.{name}",
+        [f"runtime/m2s_runtime/{name}.c"],
+        extra_compile_args=flags,
+        py_limited_api=True,
+        optional=True,  # without a compiler the runtime falls back to SciPy and scikit-image
+    )
+    for name, flags in FLAGS.items()
+]
 
 
 class BuildWithBundles(build_py):
@@ -37,7 +44,7 @@ class BuildWithBundles(build_py):
 
 
 setup(
-    ext_modules=[KERNEL],
+    ext_modules=KERNELS,
     cmdclass={"build_py": BuildWithBundles},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -27,7 +27,7 @@ from m2s_runtime import cli, session
 from m2s_runtime.grid import GRID
 from m2s_runtime.journal import Journal, Row
 from m2s_runtime.placement import Canonical
-from m2s_runtime.result import Reconstruction
+from m2s_runtime.result import Floats, Reconstruction
 from m2s_runtime.surface import extract_surface
 
 JOURNAL_MS, RESUME_SECONDS, GROWTH_MIB = 3.0, 10.0, 16.0
@@ -55,6 +55,10 @@ class Instant:
         zeros = np.zeros((12, 2), np.float32)
         seen = np.full(12, 0.9, np.float32)
         self.answer = Reconstruction(mesh, zeros, zeros[0], sdg, sdg, np.eye(4), (), {}, None, seen)
+
+    def estimate(self, canonical: Canonical, noise_key: str) -> Floats:  # noqa: ARG002
+        """No shift at all."""
+        return self.answer.shifts
 
     def reconstruct(self, canonical: Canonical, noise_key: str, shared: Any = None) -> Reconstruction:  # noqa: ANN401, ARG002
         """The ball, moved by a number that the key gives."""
@@ -107,7 +111,7 @@ def run(work: Path, cases: int) -> Measured:
     """One `m2s-run` in a process of its own, watched through its event log."""
     log = work / "events.jsonl"
     log.unlink(missing_ok=True)
-    words = [str(work / "in"), "-o", str(work / "out"), "-q", "--threads", "1", "--log-json", str(log)]
+    words = [str(work / "in"), "-o", str(work / "out"), "-q", "--jobs", "1", "--log-json", str(log)]
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen([sys.executable, __file__, "m2s-run", *words], stdout=subprocess.DEVNULL)
     memory: list[float] = []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn, TypedDict, Unpack
 
 import click
 
-from m2s_runtime.errors import CaseError, M2SError, Stop, UsageProblem
+from m2s_runtime.errors import INTERRUPTED, CaseError, M2SError, Stop, UsageProblem, exit_codes
 
 # `METHODS` of m2s.evaluate.methods, whose import --help would have to wait for; a test compares them.
 METHOD_NAMES = (
@@ -54,6 +54,8 @@ class _Group(click.Group):
             _stop(error, error.exit_code)
         except CaseError as error:  # no batch goes on without this case
             _stop(error, UsageProblem.exit_code)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
 
 
 def _shared(command: Callable[..., None]) -> Callable[..., None]:
@@ -76,7 +78,7 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.group(cls=_Group)
+@click.group(cls=_Group, epilog=exit_codes())
 def evaluate() -> None:
     """Reproduce the figures of the README; a Markdown table goes to stdout."""
 
@@ -116,6 +118,31 @@ def simulation(
         for draw in range(draws)
     ]
     _report(stacks, options, rows.groups, rows.summary)
+
+
+@evaluate.command()
+@click.option("--atlas", type=FOLDER, required=True, help="Folder of the CAP MESA shape atlas.")
+@click.option("--draws", type=click.IntRange(1), default=1, show_default=True, help="Stacks a heart.")
+@click.option("--limit", type=click.IntRange(1), default=None, help="Only this many hearts, spread over the cohort.")
+@click.option("--law", default="paper", show_default=True, help="paper, positive, normal:SD or one-off:MM.")
+@_shared
+def steps(atlas: Path, draws: int, limit: int | None, law: str, **options: Unpack[Options]) -> None:
+    """Numbers of denoising steps, and ways to start them, on the same coarse hearts."""
+    from m2s.evaluate import steps as rows
+    from m2s.evaluate.hearts import Cohort
+    from m2s.evaluate.scores import check_usable, markdown
+    from m2s.evaluate.work import spaced
+
+    _check_law(law)
+    _only_ours(options)
+    if options["steps"] or options["samples"] > 1 or options["refine"]:
+        raise UsageProblem("this evaluation has its own numbers of steps: leave --steps, --samples and --refine away")
+    hearts = Cohort(atlas, "validation")
+    chosen = spaced(hearts.rows, limit or len(hearts.rows))
+    stacks = [rows.SteppedStack(hearts, row, draw, options["seed"], law) for row in chosen for draw in range(draws)]
+    found = _collect(stacks, options)
+    click.echo(markdown(rows.groups(found), rows.COLUMNS))
+    check_usable(found)
 
 
 @evaluate.command()

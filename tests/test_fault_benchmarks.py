@@ -25,6 +25,16 @@ def test_random_kills(tmp_path):
     assert "finished cases lost: 0; files that were not whole: 0" in text
 
 
+def test_flat_cost(tmp_path):
+    toy = Path(__file__).parent / "data" / "toy_bundle"
+    if not toy.is_dir():
+        pytest.skip("no toy bundle here")
+    words = ("--work", tmp_path, "--cases", "1,2", "--", "--model", toy, "--engine", "onnx")
+    # So few cases say nothing about the bars.
+    text = printed("flat_cost.py", *words, codes=(0, 1))
+    assert "a heart of 2 against one of 1:" in text
+
+
 def test_many_cases(tmp_path):
     # So few cases say nothing about the bars.
     text = printed("many_cases.py", "--work", tmp_path, "--cases", 20, codes=(0, 1))

@@ -20,5 +20,5 @@
 set -eu
 masks=$1 meshes=$2
 shift 2
-# exec: SLURM's signal, a minute before the time is up, then reaches m2s-run, which ends in order.
-exec m2s-run "$masks" --out "$meshes" --shard auto --threads "${SLURM_CPUS_PER_TASK:-1}" "$@"
+# It works on as many cores as --cpus-per-task says. exec: SLURM's signal, a minute before the time is up, then reaches m2s-run, which ends in order.
+exec m2s-run "$masks" --out "$meshes" --shard auto "$@"

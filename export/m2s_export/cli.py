@@ -11,12 +11,10 @@ import click
 from click.core import ParameterSource
 
 from m2s_runtime.bundle import MANIFEST, load_bundle
-from m2s_runtime.errors import BundleError, EngineError, Stop, UsageProblem
+from m2s_runtime.errors import BUG, INTERRUPTED, BundleError, EngineError, Stop, UsageProblem, exit_codes
 from m2s_runtime.shift_error import Deviations
 from m2s_runtime.text import clean
 
-_BUG: Final = 1
-_INTERRUPTED: Final = 130
 _TARGETS: Final = ("current", "sm86", "sm89", "sm120")
 
 _BUNDLE: Final = {
@@ -32,7 +30,7 @@ _TAKES: Final = {
 """What is to be done -> the parameters that mean something then."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=exit_codes())
 @click.argument("source", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the bundle, e.g. models/mine.")
 @click.option(
@@ -129,8 +127,6 @@ def export(source: Path | None, out: Path | None, engine: str, **given: Any) -> 
 
     Every graph is compared with PyTorch first; a bundle that deviates is not published. With --engine trt, turn
     the bundle SOURCE (default: the installed one) into TensorRT engines instead. With --check, judge a bundle.
-
-    Exit codes: 0 ok, 1 bug, 2 usage, 3 no inputs, 4 bundle or parity, 5 device or engine, 6 output, 130 interrupted.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("m2s_export").setLevel(logging.INFO)
@@ -316,7 +312,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
     except Stop as error:
         click.echo(f"m2s-export: {clean(str(error))}", err=True)
         sys.exit(error.exit_code)
@@ -324,4 +320,4 @@ def main() -> None:
         click.echo(
             traceback.format_exc() + "m2s-export: this is a bug; please report it with the lines above", err=True
         )
-        sys.exit(_BUG)
+        sys.exit(BUG)

@@ -47,12 +47,19 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
 
 
 def tidy(model: onnx.ModelProto) -> None:
-    """Drops what only a debugger reads: source paths and stack traces of the exporting machine, inferred shapes."""
+    """Drops what only a debugger reads: source paths and stack traces of the exporting machine, inferred shapes.
+
+    The shapes that convolutions are given stay: by them the runtime chooses how to compute each
+    (`m2s_runtime.engines.winograd`).
+    """
     graph = model.graph
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+    convolved = {node.input[0] for node in graph.node if node.op_type == "Conv"}
+    shapes = [copy.deepcopy(value) for value in graph.value_info if value.name in convolved]
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *shapes):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     graph.ClearField("value_info")
+    graph.value_info.extend(sorted(shapes, key=lambda value: value.name))
 
 
 def check(model: onnx.ModelProto) -> None:

@@ -36,6 +36,7 @@ COLUMNS: Final[Mapping[str, tuple[str, float, int]]] = {
     "volume_ratio": ("volume / slice sum", 1, 3),
     "sound": ("closed, one component, genus 0 %", 100, 1),
     "seconds": ("s", 1, 2),
+    "sampling_seconds": ("sampling CPU s", 1, 3),
 }
 """Figures of the tables: heading, factor, digits."""
 

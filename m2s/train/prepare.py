@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from m2s_runtime.errors import NoInputs, Stop, UsageProblem
+from m2s_runtime.errors import INTERRUPTED, SOME_FAILED, NoInputs, Stop, UsageProblem
 
 if TYPE_CHECKING:
     from m2s.data.prepare import Row
 
-SOME_FAILED: Final = 8
-"""Exit code when some maps gave no fit, as of `m2s-run`."""
 _SHEET: Final = "contact_sheet.png"
 
 
@@ -49,7 +47,7 @@ def prepare(
         sys.exit(error.exit_code if isinstance(error, Stop) else NoInputs.exit_code)
     except KeyboardInterrupt:
         click.echo("interrupted: the same command goes on", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     failed = sum(row.status == "failed" for row in rows)
     usable = sum(row.usable == "yes" for row in rows)
     click.echo(f"{len(rows)} maps: {usable} usable, {len(rows) - usable - failed} fitted badly, {failed} failed")

@@ -1,29 +1,36 @@
 /* Exact distance from the voxels of a regular grid to a triangle mesh.
  *
- * A bounding volume hierarchy with eight children a node and eight triangles a leaf, both stored lane by lane so that
- * one vector instruction handles all eight. Boxes are oriented along the mean normal of what they hold: a patch of a
- * smooth surface is flat, and an axis-aligned box around a slanted patch would be so loose that most visits to it are
- * in vain. Neighbouring voxels have neighbouring nearest points, so each search starts from its neighbour's leaf.
+ * The foot of a perpendicular lies in a face or on an edge; by Pythagoras its squared distance is that of a corner of
+ * this face or edge less the square of the way from the corner to the foot. That way is short: nowhere in a triangle is
+ * the nearest corner farther off than its circumradius (half its longest side where it is obtuse). So only vertices
+ * whose squared distance, less the square of this reach, is below that of the nearest vertex can own the foot. They are
+ * few, more so the farther the voxel is, and for each the faces around it are tried: its fan.
  *
- * Distances are single precision; vertices should be given around the origin. Branch-and-bound never discards a leaf
- * on rounding alone (see MARGIN), so the result does not depend on the order of visits, nor on the number of threads:
- * those are the caller's, one call a slab, with the GIL released.
+ * Which vertices can matter is found for all voxels of a box at once, and the box is halved until few voxels are left:
+ * vertex p stays when |x - p|^2 - reach^2 < |x - q|^2 for some x of the box, where q is the one nearest to its middle.
+ * The difference of the two squares is linear in x, so its least value is known exactly.
+ *
+ * Distances are single precision; vertices should be given around the origin. No vertex is left out on rounding alone
+ * (see MARGIN), so the result depends neither on the order of faces nor on how the grid is cut into slabs: threads are
+ * the caller's, one call a slab, with the GIL released.
  */
 #define Py_LIMITED_API 0x030B0000
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
-#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define LANES 8
-#define FAR_AWAY 1e15f         /* where the box of an unused lane lies; its square is still finite */
+#define FEW_VOXELS 32          /* a box of so many is not halved any more */
+#define FEW_BLOCKS 2           /* nor one that so few blocks of vertices concern */
+#define FAR_AWAY 1e15f         /* where an unused lane lies; its square is still finite */
+#define NOWHERE (4 * FAR_AWAY * FAR_AWAY)
 #define FARTHEST 0x5368D4A5u   /* bits of 1e12f, the bound of coordinates; those of infinity and NaN are greater */
-#define MARGIN 2e-6f           /* boxes grow by this part of the largest coordinate, far above the rounding */
+#define MARGIN 2e-6f           /* part of a squared distance that comparisons allow for rounding, and far above it */
 #define ALIGNMENT 64           /* a cache line */
-#define STACK 128              /* 7 siblings wait at each of at most 10 levels (2^31 / 3 triangles) */
-#define NAME "m2s_runtime._mesh_distance.tree"
+#define NAME "m2s_runtime._mesh_distance.mesh"
 
 #if defined(__GNUC__) || defined(__clang__)
 #define INLINE static inline __attribute__((always_inline))
@@ -34,44 +41,42 @@
 INLINE float above(float x, float y) { return x > y ? x : y; }
 INLINE float below(float x, float y) { return x < y ? x : y; }
 
+INLINE float least_of(const float *lanes) {
+    float least = lanes[0];
+    for (int k = 1; k < LANES; k++) least = below(least, lanes[k]);
+    return least;
+}
+
+/* Faces around a vertex, seen from it: the point a * u + b * v of a face has both coordinates positive, and a + b < 1.
+ * All zero in an unused lane, which leaves the vertex itself. */
 typedef struct {
-    float axis[3][3][LANES]; /* [direction][component]: the box's frame */
-    float centre[3][LANES];  /* in that frame */
-    float half[3][LANES];
-    int32_t child[LANES];    /* a node, or ~leaf */
-} Node;
+    float u[3][LANES], v[3][LANES];          /* the edges that leave the vertex */
+    float per_uu[LANES], per_vv[LANES];      /* reciprocals of their squared lengths, 0 where they have none */
+    float a[3][LANES], b[3][LANES], ab[3][LANES]; /* what gives these coordinates and their sum */
+    float n[3][LANES];                       /* unit normal */
+} Fan;
+
+/* Vertices, as many as there are lanes: mm, squared mm, which vertex. */
+typedef struct {
+    float x[LANES], y[LANES], z[LANES], reach[LANES];
+    int32_t id[LANES];
+} Block;
+
+/* Vertices, packed into blocks; the last is filled up with some that are near to nothing. */
+typedef struct {
+    Block *blocks;
+    Py_ssize_t count; /* of blocks */
+} Sites;
 
 typedef struct {
-    float a[3][LANES], u[3][LANES], v[3][LANES], n[3][LANES]; /* corner, two edges, unit normal */
-    float uu[LANES], uv[LANES], vv[LANES];
-    float per_uu[LANES], per_vv[LANES], per_ww[LANES], per_area[LANES]; /* reciprocals, 0 where degenerate */
-} Leaf;
-
-typedef struct {
-    Node *nodes;
-    Leaf *leaves;
-    int32_t node_count, leaf_count;
-    void *raw_nodes, *raw_leaves; /* as allocated, before alignment */
-} Tree;
+    Sites sites;
+    Fan *fans;
+    int32_t *first; /* fans first[id] to first[id + 1] are those of a vertex */
+    void *raw_fans, *raw_blocks;
+    float margin; /* squared mm */
+} Mesh;
 
 /* ------------------------------------------------------------------------------------------------ construction */
-
-typedef struct {
-    Tree *tree;
-    const float *points;
-    const int32_t *faces;
-    float *centroids;
-    int32_t *order; /* triangles, permuted so that each subtree owns a range */
-    float margin;
-} Builder;
-
-typedef struct {
-    float axis[3][3], low[3], high[3];
-} Box;
-
-static const float *corner(const Builder *b, int32_t slot, int which) {
-    return b->points + 3 * (size_t)b->faces[3 * (size_t)b->order[slot] + which];
-}
 
 static double dot(const double *p, const double *q) { return p[0] * q[0] + p[1] * q[1] + p[2] * q[2]; }
 
@@ -82,171 +87,46 @@ static void cross(const double *p, const double *q, double *out) {
     }
 }
 
-/* Order the range so that its slots below `middle` hold the smaller centroids along `axis` (Hoare's selection). */
-static void partition(Builder *b, int32_t first, int32_t last, int32_t middle, int axis) {
-    int32_t *order = b->order;
-    while (first < last) {
-        float pivot = b->centroids[3 * (size_t)order[first + (last - first) / 2] + axis];
-        int32_t i = first, j = last;
-        while (i <= j) {
-            while (b->centroids[3 * (size_t)order[i] + axis] < pivot) i++;
-            while (b->centroids[3 * (size_t)order[j] + axis] > pivot) j--;
-            if (i <= j) {
-                int32_t swap = order[i];
-                order[i++] = order[j];
-                order[j--] = swap;
-            }
-        }
-        if (middle <= j) last = j;
-        else if (middle >= i) first = i;
-        else return;
-    }
+/* Square of the largest distance from a point of a triangle to its nearest corner, from its squared sides and the
+ * square of twice its area; an obtuse one counts as if its right angle were (half its longest side). */
+static double square_reach(double aa, double bb, double cc, double area) {
+    double longest = fmax(aa, fmax(bb, cc));
+    return 2 * longest < aa + bb + cc && area > 0 ? aa * bb * cc / (4 * area) : longest / 4;
 }
 
-static int longest_axis(const Builder *b, int32_t first, int32_t end) {
-    float low[3] = {FLT_MAX, FLT_MAX, FLT_MAX}, high[3] = {-FLT_MAX, -FLT_MAX, -FLT_MAX};
-    for (int32_t s = first; s < end; s++)
-        for (int i = 0; i < 3; i++) {
-            float value = b->centroids[3 * (size_t)b->order[s] + i];
-            low[i] = fminf(low[i], value);
-            high[i] = fmaxf(high[i], value);
-        }
-    int best = 0;
-    for (int i = 1; i < 3; i++)
-        if (high[i] - low[i] > high[best] - low[best]) best = i;
-    return best;
-}
-
-/* Cut [first, end) into ranges of `unit` leaves, all full but the last; append their ends. */
-static void split(Builder *b, int32_t first, int32_t end, int32_t unit, int32_t *ends, int *count) {
-    int32_t units = (end - first + LANES * unit - 1) / (LANES * unit);
-    if (units <= 1) {
-        ends[(*count)++] = end;
-        return;
-    }
-    int32_t middle = first + (units + 1) / 2 * LANES * unit;
-    partition(b, first, end - 1, middle, longest_axis(b, first, end));
-    split(b, first, middle, unit, ends, count);
-    split(b, middle, end, unit, ends, count);
-}
-
-static double half_area(const Box *box) {
-    double e[3];
-    for (int i = 0; i < 3; i++) e[i] = (double)box->high[i] - box->low[i];
-    return e[0] * e[1] + e[1] * e[2] + e[2] * e[0];
-}
-
-static void fit(const Builder *b, int32_t first, int32_t end, Box *box) {
-    for (int i = 0; i < 3; i++) box->low[i] = FLT_MAX, box->high[i] = -FLT_MAX;
-    for (int32_t s = first; s < end; s++)
-        for (int c = 0; c < 3; c++) {
-            const float *p = corner(b, s, c);
-            for (int i = 0; i < 3; i++) {
-                float along = p[0] * box->axis[i][0] + p[1] * box->axis[i][1] + p[2] * box->axis[i][2];
-                box->low[i] = fminf(box->low[i], along);
-                box->high[i] = fmaxf(box->high[i], along);
-            }
-        }
-}
-
-/* The tighter of the axis-aligned box and the one along the mean normal. */
-static void enclose(const Builder *b, int32_t first, int32_t end, Box *box) {
-    double normal[3] = {0, 0, 0};
-    for (int32_t s = first; s < end; s++) {
-        const float *p = corner(b, s, 0), *q = corner(b, s, 1), *r = corner(b, s, 2);
-        double u[3], v[3], n[3];
-        for (int i = 0; i < 3; i++) u[i] = (double)q[i] - p[i], v[i] = (double)r[i] - p[i];
-        cross(u, v, n);
-        for (int i = 0; i < 3; i++) normal[i] += n[i];
-    }
-    for (int i = 0; i < 3; i++)
-        for (int j = 0; j < 3; j++) box->axis[i][j] = i == j;
-    fit(b, first, end, box);
-    double length = sqrt(dot(normal, normal));
-    if (length == 0) return;
-    double frame[3][3], least[3] = {0, 0, 0};
-    int smallest = 0;
-    for (int i = 0; i < 3; i++) {
-        frame[0][i] = normal[i] / length;
-        if (fabs(frame[0][i]) < fabs(frame[0][smallest])) smallest = i;
-    }
-    least[smallest] = 1;
-    cross(frame[0], least, frame[1]);
-    length = sqrt(dot(frame[1], frame[1]));
-    for (int i = 0; i < 3; i++) frame[1][i] /= length;
-    cross(frame[0], frame[1], frame[2]);
-    Box oriented;
-    for (int i = 0; i < 3; i++)
-        for (int j = 0; j < 3; j++) oriented.axis[i][j] = (float)frame[i][j];
-    fit(b, first, end, &oriented);
-    if (half_area(&oriented) < half_area(box)) *box = oriented;
-}
-
-/* Corner at the largest angle: there the two edges are the best conditioned frame of the triangle. */
-static int widest_corner(double p[3][3]) {
-    int best = 0;
-    double longest = -1;
-    for (int c = 0; c < 3; c++) {
-        double edge[3];
-        for (int i = 0; i < 3; i++) edge[i] = p[(c + 2) % 3][i] - p[(c + 1) % 3][i];
-        if (dot(edge, edge) > longest) longest = dot(edge, edge), best = c;
-    }
-    return best;
-}
-
-static void fill_lane(const Builder *b, Leaf *leaf, int lane, int32_t slot) {
-    double p[3][3], u[3], v[3], n[3];
-    for (int c = 0; c < 3; c++)
-        for (int i = 0; i < 3; i++) p[c][i] = corner(b, slot, c)[i];
-    int c = widest_corner(p);
-    for (int i = 0; i < 3; i++) u[i] = p[(c + 1) % 3][i] - p[c][i], v[i] = p[(c + 2) % 3][i] - p[c][i];
-    cross(u, v, n);
-    double uu = dot(u, u), uv = dot(u, v), vv = dot(v, v), ww = uu + vv - 2 * uv, area = dot(n, n);
+static void fill_lane(Fan *fan, int lane, const double *u, const double *v, const double *n, double area) {
+    double uu = dot(u, u), uv = dot(u, v), vv = dot(v, v);
     int flat = area <= 1e-12 * uu * vv; /* a needle: its edges are all there is */
     for (int i = 0; i < 3; i++) {
-        leaf->a[i][lane] = (float)p[c][i];
-        leaf->u[i][lane] = (float)u[i];
-        leaf->v[i][lane] = (float)v[i];
-        leaf->n[i][lane] = flat ? 0.f : (float)(n[i] / sqrt(area));
+        double a = (vv * u[i] - uv * v[i]) / area, b = (uu * v[i] - uv * u[i]) / area;
+        fan->u[i][lane] = (float)u[i];
+        fan->v[i][lane] = (float)v[i];
+        fan->a[i][lane] = flat ? 0.f : (float)a;
+        fan->b[i][lane] = flat ? 0.f : (float)b;
+        fan->ab[i][lane] = flat ? 0.f : (float)(a + b);
+        fan->n[i][lane] = flat ? 0.f : (float)(n[i] / sqrt(area));
     }
-    leaf->uu[lane] = (float)uu, leaf->uv[lane] = (float)uv, leaf->vv[lane] = (float)vv;
-    leaf->per_uu[lane] = uu > 0 ? (float)(1 / uu) : 0.f;
-    leaf->per_vv[lane] = vv > 0 ? (float)(1 / vv) : 0.f;
-    leaf->per_ww[lane] = ww > 0 ? (float)(1 / ww) : 0.f;
-    leaf->per_area[lane] = flat ? 0.f : (float)(1 / area);
+    fan->per_uu[lane] = uu > 0 ? (float)(1 / uu) : 0.f;
+    fan->per_vv[lane] = vv > 0 ? (float)(1 / vv) : 0.f;
 }
 
-static void set_child(const Builder *b, Node *node, int lane, const Box *box, int32_t child) {
-    for (int i = 0; i < 3; i++) {
-        for (int j = 0; j < 3; j++) node->axis[i][j][lane] = box->axis[i][j];
-        node->centre[i][lane] = (box->low[i] + box->high[i]) / 2;
-        node->half[i][lane] = (box->high[i] - box->low[i]) / 2 + b->margin;
+/* Put a face into the fan of each of its corners. `used` counts the lanes of each vertex so far. */
+static void add_face(Mesh *mesh, const float *points, const int32_t *face, float *reach, int32_t *used) {
+    double side[3][3], back[3], n[3], length[3];
+    for (int c = 0; c < 3; c++) {
+        for (int i = 0; i < 3; i++)
+            side[c][i] = (double)points[3 * (size_t)face[(c + 1) % 3] + i] - points[3 * (size_t)face[c] + i];
+        length[c] = dot(side[c], side[c]);
     }
-    node->child[lane] = child;
-}
-
-/* The children of one node: ranges of [first, end) that are leaves or, recursively, nodes. */
-static int32_t build(Builder *b, int32_t first, int32_t end) {
-    static const Box nowhere = {{{0}}, {FAR_AWAY, FAR_AWAY, FAR_AWAY}, {FAR_AWAY, FAR_AWAY, FAR_AWAY}};
-    int32_t me = b->tree->node_count++, ends[LANES], unit = 1, child = 0;
-    int count = 0;
-    while (LANES * LANES * (int64_t)unit < end - first) unit *= LANES;
-    split(b, first, end, unit, ends, &count);
-    for (int lane = 0; lane < count; first = ends[lane++]) {
-        Box box;
-        enclose(b, first, ends[lane], &box);
-        if (ends[lane] - first > LANES) {
-            child = build(b, first, ends[lane]);
-        } else {
-            Leaf *leaf = b->tree->leaves + b->tree->leaf_count;
-            child = ~b->tree->leaf_count++;
-            for (int k = 0; k < LANES; k++) fill_lane(b, leaf, k, first + k < ends[lane] ? first + k : ends[lane] - 1);
-        }
-        set_child(b, b->tree->nodes + me, lane, &box, child);
+    cross(side[0], side[1], n);
+    double area = dot(n, n), farthest = square_reach(length[0], length[1], length[2], area);
+    for (int c = 0; c < 3; c++) {
+        int32_t p = face[c];
+        for (int i = 0; i < 3; i++) back[i] = -side[(c + 2) % 3][i];
+        fill_lane(mesh->fans + mesh->first[p] + used[p] / LANES, used[p] % LANES, side[c], back, n, area);
+        used[p]++;
+        reach[p] = above(reach[p], (float)farthest);
     }
-    /* Any child will do for a box that no search reaches, but not the root: searches must end whatever they are fed. */
-    for (int lane = count; lane < LANES; lane++) set_child(b, b->tree->nodes + me, lane, &nowhere, child);
-    return me;
 }
 
 /* ------------------------------------------------------------------------------------------------------ search */
@@ -258,104 +138,206 @@ INLINE float to_segment(float wx, float wy, float wz, float ex, float ey, float 
     return wx * wx + wy * wy + wz * wz;
 }
 
-/* Least squared distance from p to the triangles of a leaf. */
-INLINE float to_leaf(const Leaf *leaf, float px, float py, float pz) {
+/* Least squared distance from w, as seen from the vertex, to its faces, or to as much of them as this vertex owns. */
+INLINE float to_fan(const Fan *fan, float wx, float wy, float wz) {
     float found[LANES];
 #pragma omp simd
     for (int k = 0; k < LANES; k++) {
-        float ux = leaf->u[0][k], uy = leaf->u[1][k], uz = leaf->u[2][k];
-        float vx = leaf->v[0][k], vy = leaf->v[1][k], vz = leaf->v[2][k];
-        float wx = px - leaf->a[0][k], wy = py - leaf->a[1][k], wz = pz - leaf->a[2][k];
+        float ux = fan->u[0][k], uy = fan->u[1][k], uz = fan->u[2][k];
+        float vx = fan->v[0][k], vy = fan->v[1][k], vz = fan->v[2][k];
         float wu = wx * ux + wy * uy + wz * uz, wv = wx * vx + wy * vy + wz * vz;
-        float uu = leaf->uu[k], uv = leaf->uv[k], vv = leaf->vv[k];
-        float s = (vv * wu - uv * wv) * leaf->per_area[k], t = (uu * wv - uv * wu) * leaf->per_area[k];
-        float plane = wx * leaf->n[0][k] + wy * leaf->n[1][k] + wz * leaf->n[2][k];
-        float edge = to_segment(wx, wy, wz, ux, uy, uz, wu * leaf->per_uu[k]);
-        edge = below(edge, to_segment(wx, wy, wz, vx, vy, vz, wv * leaf->per_vv[k]));
-        float third = ((wv - uv) - (wu - uu)) * leaf->per_ww[k];
-        edge = below(edge, to_segment(wx - ux, wy - uy, wz - uz, vx - ux, vy - uy, vz - uz, third));
-        /* Over the face when all three barycentric coordinates are positive; a needle has s = t = 0. */
-        float least = below(below(s, t), 1.f - s - t);
-        found[k] = least > 0.f ? plane * plane : edge;
+        float edge = below(to_segment(wx, wy, wz, ux, uy, uz, wu * fan->per_uu[k]),
+                           to_segment(wx, wy, wz, vx, vy, vz, wv * fan->per_vv[k]));
+        float a = wx * fan->a[0][k] + wy * fan->a[1][k] + wz * fan->a[2][k];
+        float b = wx * fan->b[0][k] + wy * fan->b[1][k] + wz * fan->b[2][k];
+        float ab = wx * fan->ab[0][k] + wy * fan->ab[1][k] + wz * fan->ab[2][k];
+        float plane = wx * fan->n[0][k] + wy * fan->n[1][k] + wz * fan->n[2][k];
+        found[k] = below(below(a, b), 1.f - ab) > 0.f ? plane * plane : edge;
     }
-    float best = found[0];
-    for (int k = 1; k < LANES; k++) best = below(best, found[k]);
-    return best;
-}
-
-/* Squared distance from p to each box of a node. */
-INLINE void to_boxes(const Node *node, float px, float py, float pz, float *found) {
-#pragma omp simd
-    for (int k = 0; k < LANES; k++) {
-        float sum = 0.f;
-        for (int i = 0; i < 3; i++) {
-            float at = px * node->axis[i][0][k] + py * node->axis[i][1][k] + pz * node->axis[i][2][k];
-            float outside = above(fabsf(at - node->centre[i][k]) - node->half[i][k], 0.f);
-            sum += outside * outside;
-        }
-        found[k] = sum;
-    }
-}
-
-/* Squared distance from p to the mesh; `warm` is a leaf to begin with and becomes the nearest one. */
-INLINE float nearest(const Tree *tree, float px, float py, float pz, int32_t *warm) {
-    float best = to_leaf(tree->leaves + *warm, px, py, pz);
-    int32_t waiting[STACK];
-    float bound[STACK];
-    int depth = 1;
-    int32_t start = *warm;
-    waiting[0] = 0, bound[0] = 0.f;
-    while (depth) {
-        if (bound[--depth] >= best) continue;
-        int32_t at = waiting[depth];
-        if (at < 0) {
-            if (~at == start) continue;
-            float distance = to_leaf(tree->leaves + ~at, px, py, pz);
-            if (distance < best) best = distance, *warm = ~at;
-            continue;
-        }
-        const Node *node = tree->nodes + at;
-        float boxes[LANES];
-        to_boxes(node, px, py, pz, boxes);
-        for (int k = 0; k < LANES; k++) /* unsorted: from a warm start the order hardly matters */
-            if (boxes[k] < best) bound[depth] = boxes[k], waiting[depth++] = node->child[k];
-    }
-    return best;
+    return least_of(found);
 }
 
 typedef struct {
-    const Tree *tree;
+    const Mesh *mesh;
     float *out;
     Py_ssize_t shape[3];
     double origin[3], spacing[3];
+    float *key; /* room for a number for each vertex */
 } Slab;
 
-INLINE void search(const Slab *slab) {
-    int32_t row = 0;
-    float *out = slab->out;
-    for (Py_ssize_t i = 0; i < slab->shape[0]; i++) {
-        float x = (float)(slab->origin[0] + (double)i * slab->spacing[0]);
-        for (Py_ssize_t j = 0; j < slab->shape[1]; j++) {
-            float y = (float)(slab->origin[1] + (double)j * slab->spacing[1]);
-            int32_t warm = row;
-            for (Py_ssize_t k = 0; k < slab->shape[2]; k++) {
-                float z = (float)(slab->origin[2] + (double)k * slab->spacing[2]);
-                *out++ = sqrtf(nearest(slab->tree, x, y, z, &warm));
-                if (k == 0) row = warm;
-            }
-        }
+typedef struct {
+    Py_ssize_t low[3], size[3];
+} Box;
+
+INLINE float place(const Slab *slab, int axis, double index) {
+    return (float)(slab->origin[axis] + index * slab->spacing[axis]);
+}
+
+/* Squared distances of a point to the vertices of a block; what they may come to over their fans goes to `key`. */
+INLINE void to_block(const Block *block, float x, float y, float z, float *restrict squared, float *restrict key) {
+#pragma omp simd
+    for (int k = 0; k < LANES; k++) {
+        float dx = x - block->x[k], dy = y - block->y[k], dz = z - block->z[k];
+        squared[k] = dx * dx + dy * dy + dz * dz;
+        key[k] = squared[k] * (1.f - MARGIN) - block->reach[k];
     }
 }
 
-static void search_baseline(const Slab *slab) { search(slab); }
+/* Distance of a voxel to the nearest of the sites that may own its foot, and to their fans. */
+INLINE float nearest(const Slab *slab, const Sites *sites, float x, float y, float z) {
+    const Mesh *mesh = slab->mesh;
+    float lanes[LANES], best;
+    for (int k = 0; k < LANES; k++) lanes[k] = NOWHERE;
+    for (Py_ssize_t s = 0; s < sites->count; s++) {
+        float squared[LANES];
+        to_block(sites->blocks + s, x, y, z, squared, slab->key + s * LANES);
+#pragma omp simd
+        for (int k = 0; k < LANES; k++) lanes[k] = below(lanes[k], squared[k]);
+    }
+    best = least_of(lanes);
+    for (Py_ssize_t s = 0; s < sites->count; s++) {
+        const Block *block = sites->blocks + s;
+        const float *key = slab->key + s * LANES;
+        unsigned near = 0;
+#pragma omp simd reduction(| : near)
+        for (int k = 0; k < LANES; k++) near |= (unsigned)(key[k] <= best + mesh->margin) << k;
+        for (int k = 0; near >> k; k++) {
+            if (!(near >> k & 1) || key[k] > best + mesh->margin) continue;
+            float wx = x - block->x[k], wy = y - block->y[k], wz = z - block->z[k];
+            for (int32_t fan = mesh->first[block->id[k]]; fan < mesh->first[block->id[k] + 1]; fan++)
+                best = below(best, to_fan(mesh->fans + fan, wx, wy, wz));
+        }
+    }
+    return sqrtf(best);
+}
+
+/* Write the distance of each voxel of a box, out of those to the sites that concern it. */
+INLINE void measure(const Slab *slab, const Box *box, const Sites *sites) {
+    for (Py_ssize_t i = box->low[0]; i < box->low[0] + box->size[0]; i++)
+        for (Py_ssize_t j = box->low[1]; j < box->low[1] + box->size[1]; j++) {
+            float *row = slab->out + (i * slab->shape[1] + j) * slab->shape[2];
+            float x = place(slab, 0, (double)i), y = place(slab, 1, (double)j);
+            for (Py_ssize_t k = box->low[2]; k < box->low[2] + box->size[2]; k++)
+                row[k] = nearest(slab, sites, x, y, place(slab, 2, (double)k));
+        }
+}
+
+/* Write a vertex behind the `count` that are there; the caller counts it, or not. */
+INLINE void put(Block *blocks, Py_ssize_t count, float x, float y, float z, float reach, int32_t id) {
+    Block *block = blocks + count / LANES;
+    Py_ssize_t k = count % LANES;
+    block->x[k] = x, block->y[k] = y, block->z[k] = z, block->reach[k] = reach, block->id[k] = id;
+}
+
+/* How many blocks `count` vertices take, the last one filled up. */
+static Py_ssize_t filled_up(Block *blocks, Py_ssize_t count) {
+    while (count % LANES) put(blocks, count++, FAR_AWAY, FAR_AWAY, FAR_AWAY, 0.f, 0);
+    return count / LANES;
+}
+
+/* Those of `from` that can own the foot of a voxel in the box; `to` has room for all of them. */
+INLINE void choose(const Slab *slab, const Box *box, const Sites *from, Sites *to) {
+    float at[3], side[3], lanes[LANES], least;
+    for (int i = 0; i < 3; i++) {
+        at[i] = place(slab, i, (double)box->low[i] + (double)(box->size[i] - 1) / 2);
+        side[i] = (float)((double)(box->size[i] - 1) * slab->spacing[i]);
+    }
+    for (int k = 0; k < LANES; k++) lanes[k] = NOWHERE;
+    for (Py_ssize_t s = 0; s < from->count; s++) {
+        float unused[LANES], *squared = slab->key + s * LANES;
+        to_block(from->blocks + s, at[0], at[1], at[2], squared, unused);
+#pragma omp simd
+        for (int k = 0; k < LANES; k++) lanes[k] = below(lanes[k], squared[k]);
+    }
+    least = least_of(lanes);
+    Py_ssize_t q = 0, count = 0;
+    while (q < from->count * LANES - 1 && slab->key[q] > least) q++;
+    const Block *middle = from->blocks + q / LANES;
+    float qx = middle->x[q % LANES], qy = middle->y[q % LANES], qz = middle->z[q % LANES];
+    put(to->blocks, count++, qx, qy, qz, middle->reach[q % LANES], middle->id[q % LANES]);
+    slab->key[q] = NOWHERE;
+    least += slab->mesh->margin;
+    for (Py_ssize_t s = 0; s < from->count; s++) {
+        const Block *block = from->blocks + s;
+        const float *squared = slab->key + s * LANES;
+        int32_t stays[LANES], any = 0;
+#pragma omp simd reduction(| : any)
+        for (int k = 0; k < LANES; k++) {
+            /* Twice the farthest that a voxel of the box is from its middle towards p and away from q. */
+            float swing = side[0] * fabsf(block->x[k] - qx) + side[1] * fabsf(block->y[k] - qy) +
+                          side[2] * fabsf(block->z[k] - qz);
+            stays[k] = squared[k] * (1.f - MARGIN) - block->reach[k] - swing * (1.f + MARGIN) <= least;
+            any |= stays[k];
+        }
+        if (!any) continue;
+        for (int k = 0; k < LANES; k++) { /* no branch: half of them stay, in no order */
+            put(to->blocks, count, block->x[k], block->y[k], block->z[k], block->reach[k], block->id[k]);
+            count += stays[k];
+        }
+    }
+    to->count = filled_up(to->blocks, count);
+}
+
+typedef void Descend(const Slab *slab, const Box *box, const Sites *sites);
+
+/* Halve the box along its longest side until it is small; `again` is the caller, compiled for the same processor. */
+INLINE void halve(const Slab *slab, const Box *box, const Sites *sites, Descend *again) {
+    Sites chosen = {sites->blocks + sites->count, 0};
+    choose(slab, box, sites, &chosen);
+    if (chosen.count <= FEW_BLOCKS || box->size[0] * box->size[1] * box->size[2] <= FEW_VOXELS) {
+        measure(slab, box, &chosen);
+        return;
+    }
+    int axis = 0;
+    for (int i = 1; i < 3; i++) {
+        int longer = (double)box->size[i] * slab->spacing[i] > (double)box->size[axis] * slab->spacing[axis];
+        if (box->size[i] > 1 && (longer || box->size[axis] == 1)) axis = i;
+    }
+    Box part = *box;
+    part.size[axis] /= 2;
+    again(slab, &part, &chosen);
+    part.low[axis] += part.size[axis];
+    part.size[axis] = box->size[axis] - part.size[axis];
+    again(slab, &part, &chosen);
+}
+
+static void descend_baseline(const Slab *slab, const Box *box, const Sites *sites) {
+    halve(slab, box, sites, descend_baseline);
+}
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-__attribute__((target("avx2,fma"))) static void search_avx2(const Slab *slab) { search(slab); }
+__attribute__((target("avx2,fma"))) static void descend_avx2(const Slab *slab, const Box *box, const Sites *sites) {
+    halve(slab, box, sites, descend_avx2);
+}
 #define HAVE_AVX2() (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
 #else
-#define search_avx2 search_baseline
+#define descend_avx2 descend_baseline
 #define HAVE_AVX2() 0
 #endif
+
+/* Room for the sites of a box, of its half, of its quarter and so on, each of which may be all of them. */
+static size_t room_of(const Slab *slab) {
+    size_t depth = 2;
+    for (int i = 0; i < 3; i++)
+        for (Py_ssize_t size = slab->shape[i]; size > 1; size -= size / 2) depth++;
+    /* One more of each, for `choose` writes behind the last that stays. */
+    return depth * ((size_t)slab->mesh->sites.count + 1) * sizeof(Block);
+}
+
+static int fill(Slab *slab) {
+    Box whole = {{0, 0, 0}, {slab->shape[0], slab->shape[1], slab->shape[2]}};
+    Sites sites = {malloc(room_of(slab)), 0};
+    slab->key = malloc(LANES * sizeof(float) * (size_t)slab->mesh->sites.count);
+    int ready = sites.blocks && slab->key;
+    if (ready) {
+        choose(slab, &whole, &slab->mesh->sites, &sites);
+        if (HAVE_AVX2()) descend_avx2(slab, &whole, &sites);
+        else descend_baseline(slab, &whole, &sites);
+    }
+    free(slab->key);
+    free(sites.blocks);
+    return ready;
+}
 
 /* ------------------------------------------------------------------------------------------------------ Python */
 
@@ -364,41 +346,62 @@ static void *aligned(size_t size, void **raw) {
     return *raw ? (char *)*raw + (ALIGNMENT - (uintptr_t)*raw % ALIGNMENT) : NULL;
 }
 
-static void release(Tree *tree) {
-    if (!tree) return;
-    free(tree->raw_nodes);
-    free(tree->raw_leaves);
-    free(tree);
+static void release(Mesh *mesh) {
+    if (!mesh) return;
+    free(mesh->first);
+    free(mesh->raw_fans);
+    free(mesh->raw_blocks);
+    free(mesh);
 }
 
 static void release_capsule(PyObject *capsule) { release(PyCapsule_GetPointer(capsule, NAME)); }
 
-static Tree *grow(const float *points, const int32_t *faces, int32_t face_count, float reach) {
-    size_t leaves = ((size_t)face_count + LANES - 1) / LANES;
-    Tree *tree = calloc(1, sizeof *tree);
-    Builder b = {.tree = tree, .points = points, .faces = faces};
-    b.centroids = malloc(3 * sizeof(float) * (size_t)face_count);
-    b.order = malloc(sizeof(int32_t) * (size_t)face_count);
-    if (tree) {
-        tree->leaves = aligned(sizeof(Leaf) * leaves, &tree->raw_leaves);
-        tree->nodes = aligned(sizeof(Node) * (leaves + 1), &tree->raw_nodes);
+/* Let each vertex that has faces know its fans; `used` holds how many faces it has, and is cleared. */
+static int32_t share_fans(Mesh *mesh, int32_t *used, int32_t vertex_count) {
+    int32_t fans = 0, sites = 0;
+    for (int32_t p = 0; p < vertex_count; p++) {
+        mesh->first[p] = fans;
+        fans += (used[p] + LANES - 1) / LANES;
+        sites += used[p] > 0;
+        used[p] = 0;
     }
-    int ready = tree && tree->leaves && tree->nodes && b.centroids && b.order;
-    if (ready) {
-        for (int32_t t = 0; t < face_count; t++) b.order[t] = t;
-        for (int32_t t = 0; t < face_count; t++)
-            for (int i = 0; i < 3; i++) {
-                float p = corner(&b, t, 0)[i], q = corner(&b, t, 1)[i], r = corner(&b, t, 2)[i];
-                b.centroids[3 * (size_t)t + i] = (p + q + r) / 3;
-                reach = above(reach, above(fabsf(p), above(fabsf(q), fabsf(r))));
-            }
-        b.margin = MARGIN * reach;
-        build(&b, 0, face_count);
+    mesh->first[vertex_count] = fans;
+    return sites;
+}
+
+static void gather(Mesh *mesh, const float *points, const float *reach, int32_t vertex_count) {
+    Block *blocks = mesh->sites.blocks;
+    Py_ssize_t count = 0;
+    for (int32_t p = 0; p < vertex_count; p++) {
+        const float *at = points + 3 * (size_t)p;
+        if (mesh->first[p] < mesh->first[p + 1]) put(blocks, count++, at[0], at[1], at[2], reach[p], p);
     }
-    free(b.centroids);
-    free(b.order);
-    if (ready) return tree;
-    release(tree);
+    mesh->sites.count = filled_up(blocks, count);
+}
+
+static Mesh *grow(const float *points, int32_t vertex_count, const int32_t *faces, int32_t face_count, float farthest) {
+    Mesh *mesh = calloc(1, sizeof *mesh);
+    int32_t *used = calloc((size_t)vertex_count, sizeof *used);
+    float *reach = calloc((size_t)vertex_count, sizeof *reach);
+    int ready = 0;
+    if (mesh) mesh->first = malloc(((size_t)vertex_count + 1) * sizeof *mesh->first);
+    if (mesh && mesh->first && used && reach) {
+        for (size_t c = 0; c < 3 * (size_t)face_count; c++) used[faces[c]]++;
+        size_t blocks = ((size_t)share_fans(mesh, used, vertex_count) + LANES - 1) / LANES;
+        mesh->fans = aligned(sizeof(Fan) * (size_t)mesh->first[vertex_count], &mesh->raw_fans);
+        mesh->sites.blocks = aligned(sizeof(Block) * blocks, &mesh->raw_blocks);
+        ready = mesh->fans && mesh->sites.blocks;
+        if (ready) {
+            for (int32_t f = 0; f < face_count; f++) add_face(mesh, points, faces + 3 * (size_t)f, reach, used);
+            gather(mesh, points, reach, vertex_count);
+            for (size_t c = 0; c < 3 * (size_t)vertex_count; c++) farthest = above(farthest, fabsf(points[c]));
+            mesh->margin = MARGIN * farthest * farthest;
+        }
+    }
+    free(used);
+    free(reach);
+    if (ready) return mesh;
+    release(mesh);
     return NULL;
 }
 
@@ -406,7 +409,9 @@ static const char *flaw(const Py_buffer *points, const Py_buffer *faces) {
     if (points->len % (3 * sizeof(float)) || faces->len % (3 * sizeof(int32_t))) return "rows of three are needed";
     size_t vertex_count = (size_t)points->len / (3 * sizeof(float));
     size_t corner_count = (size_t)faces->len / sizeof(int32_t);
-    if (!corner_count || corner_count > INT32_MAX) return "between 1 and 2^31 / 3 faces are needed";
+    /* Each fan has a lane at least for each corner, and both are counted in 32 bits. */
+    if (!corner_count || corner_count > INT32_MAX || vertex_count > INT32_MAX - LANES)
+        return "between 1 and 2^31 / 3 faces, and fewer than 2^31 vertices, are needed";
     /* By their bits, for this file is compiled on the understanding that floats are finite. */
     const uint32_t *bits = points->buf;
     for (size_t c = 0; c < 3 * vertex_count; c++)
@@ -423,11 +428,12 @@ static PyObject *py_grow(PyObject *module, PyObject *args) {
     (void)module;
     if (!PyArg_ParseTuple(args, "y*y*f", &points, &faces, &reach)) return NULL;
     const char *wrong = flaw(&points, &faces);
-    Tree *tree = NULL;
+    Mesh *mesh = NULL;
     if (!wrong) {
         int32_t face_count = (int32_t)(faces.len / (Py_ssize_t)(3 * sizeof(int32_t)));
+        int32_t vertex_count = (int32_t)(points.len / (Py_ssize_t)(3 * sizeof(float)));
         Py_BEGIN_ALLOW_THREADS
-        tree = grow(points.buf, faces.buf, face_count, reach);
+        mesh = grow(points.buf, vertex_count, faces.buf, face_count, reach);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&points);
@@ -436,9 +442,9 @@ static PyObject *py_grow(PyObject *module, PyObject *args) {
         PyErr_SetString(PyExc_ValueError, wrong);
         return NULL;
     }
-    if (!tree) return PyErr_NoMemory();
-    PyObject *capsule = PyCapsule_New(tree, NAME, release_capsule);
-    if (!capsule) release(tree);
+    if (!mesh) return PyErr_NoMemory();
+    PyObject *capsule = PyCapsule_New(mesh, NAME, release_capsule);
+    if (!capsule) release(mesh);
     return capsule;
 }
 
@@ -451,34 +457,34 @@ static PyObject *py_fill(PyObject *module, PyObject *args) {
                           &slab.origin[0], &slab.origin[1], &slab.origin[2], &slab.spacing[0], &slab.spacing[1],
                           &slab.spacing[2]))
         return NULL;
-    slab.tree = PyCapsule_GetPointer(capsule, NAME);
+    slab.mesh = PyCapsule_GetPointer(capsule, NAME);
     slab.out = out.buf;
     Py_ssize_t room = out.len / (Py_ssize_t)sizeof(float);
-    int fits = 1;
+    int fits = 1, done = 1;
     for (int i = 0; i < 3; i++) {
         fits = fits && slab.shape[i] > 0 && slab.shape[i] <= room;
         if (fits) room /= slab.shape[i];
     }
-    if (slab.tree && fits) {
+    if (slab.mesh && fits) {
         Py_BEGIN_ALLOW_THREADS
-        if (HAVE_AVX2()) search_avx2(&slab);
-        else search_baseline(&slab);
+        done = fill(&slab);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&out);
-    if (!slab.tree) return NULL;
+    if (!slab.mesh) return NULL;
     if (!fits) {
         PyErr_SetString(PyExc_ValueError, "the shape does not fit the buffer");
         return NULL;
     }
+    if (!done) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
     {"grow", py_grow, METH_VARARGS,
-     "grow(points, faces, reach): tree over float32 (V, 3) points and int32 (F, 3) faces; no query coordinate may "
-     "exceed `reach`."},
-    {"fill", py_fill, METH_VARARGS, "fill(tree, out, shape, origin, spacing): write distances to float32 `out`."},
+     "grow(points, faces, reach): what `fill` needs of float32 (V, 3) points and int32 (F, 3) faces; no query "
+     "coordinate may exceed `reach`."},
+    {"fill", py_fill, METH_VARARGS, "fill(mesh, out, shape, origin, spacing): write distances to float32 `out`."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,11 +1,11 @@
 import numpy as np
 import numpy.typing as npt
 
-class _Tree: ...
+class _Mesh: ...
 
-def grow(points: npt.NDArray[np.float32], faces: npt.NDArray[np.int32], reach: float, /) -> _Tree: ...
+def grow(points: npt.NDArray[np.float32], faces: npt.NDArray[np.int32], reach: float, /) -> _Mesh: ...
 def fill(
-    tree: _Tree,
+    mesh: _Mesh,
     out: npt.NDArray[np.float32],
     shape: tuple[int, int, int],
     origin: tuple[float, float, float],

@@ -53,9 +53,11 @@ def agreement(distances: Floats, shifts: Floats, cut: Floats) -> Floats:
     Returns:
         (12,) float32, 0 where the reconstruction misses the slice, NaN where the slice holds no wall.
     """
-    seen, rebuilt = realigned(distances, shifts) < 0, cut < 0
-    dice = 2 * _areas(seen & rebuilt) / np.maximum(_areas(seen) + _areas(rebuilt), 1)
-    return np.where(_areas(distances < 0) > 0, dice, np.nan).astype(np.float32)
+    found = np.full(SLICES, np.nan, np.float32)
+    held = np.flatnonzero((distances < 0).any(axis=(0, 1)))
+    seen, rebuilt = realigned(distances[:, :, held], shifts[held]) < 0, cut[:, :, held] < 0
+    found[held] = 2 * _areas(seen & rebuilt) / np.maximum(_areas(seen) + _areas(rebuilt), 1)
+    return found
 
 
 def _hats(shift: Floats) -> Floats:

@@ -10,7 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from m2s_runtime.slices import BoolArray, signed_distance
+from m2s_runtime.slices import BoolArray, divided, signed_distance
+from m2s_runtime.surface import around
+
+try:
+    from m2s_runtime import _voxels as _native
+except ImportError:
+    _native = None
 
 Floats = npt.NDArray[np.float32]
 
@@ -34,8 +40,17 @@ def close_apex(sdg: Floats) -> tuple[Floats, bool]:
         The distances, changed only in crumbs, pinholes and the `CAP_PLANES` planes of the cap, and whether there was
         a cavity to close.
     """
-    filled = _turned_over(sdg, sdg >= 0, -_EDGE_MM)
-    closed = _turned_over(filled, filled < 0, _EDGE_MM)
+    inside = sdg < 0
+    if not inside.any():
+        return sdg, False
+    # So far from the wall that what is cut off from the background is too large for a pinhole all the same.
+    box = around(inside, CRUMB_MM2 + 1)
+    near, closed = sdg[box], sdg
+    filled = _turned_over(near, ~inside[box], -_EDGE_MM)
+    mended = _turned_over(filled, filled < 0, _EDGE_MM)
+    if mended is not near:
+        closed = sdg.copy()
+        closed[box] = mended
     wall = closed < 0
     last = _last_enclosed(wall)
     if last is None:
@@ -53,13 +68,23 @@ def close_apex(sdg: Floats) -> tuple[Floats, bool]:
 
 def _turned_over(sdg: Floats, side: BoolArray, distance: float) -> Floats:
     """Puts small pieces of one side, plane by plane, on the other."""
+    small = _small(side)
+    return np.where(small, np.float32(distance), sdg) if small.any() else sdg
+
+
+def _small(side: BoolArray) -> BoolArray:
+    """The pixels of (X, Y, Z) whose piece in their plane has at most `CRUMB_MM2` of them."""
+    if _native is not None:
+        crumbs, (x, y, z) = np.zeros(side.shape, np.bool_), side.shape
+        _native.crumbs(np.ascontiguousarray(side), crumbs, (x, y, z), True, CRUMB_MM2)
+        return crumbs
     in_plane = np.zeros((3, 3, 3), np.bool_)
     in_plane[:, :, 1] = ndimage.generate_binary_structure(2, 1)
     pieces = np.zeros(side.shape, np.int32)
     ndimage.label(side, in_plane, output=pieces)
     small = np.bincount(pieces.ravel()) <= CRUMB_MM2
     small[0] = False
-    return np.where(small[pieces], np.float32(distance), sdg) if small.any() else sdg
+    return small[pieces]
 
 
 def _last_enclosed(wall: BoolArray) -> int | None:
@@ -71,4 +96,4 @@ def _last_enclosed(wall: BoolArray) -> int | None:
 
 
 def _hole(plane: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    return np.asarray(ndimage.binary_fill_holes(plane)) & ~plane
+    return divided(plane) > 1

@@ -1,10 +1,10 @@
-"""One source after the other: read, choose frames, reconstruct, record. A bad case ends itself, never the batch."""
+"""What is done with a source: read, choose frames, reconstruct, record. A bad case ends itself, never the batch."""
 
 import contextlib
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -12,24 +12,25 @@ import numpy as np
 
 from m2s_runtime import atomic
 from m2s_runtime.anonymise import without_names
-from m2s_runtime.cine import Shifts, Vectors, by_source, by_stack, shared_shifts
+from m2s_runtime.cine import Shifts
 from m2s_runtime.cine_record import remember, series_path
 from m2s_runtime.errors import CaseError, Occupied, Stop, UnreadableVolume
 from m2s_runtime.frames import FrameRequest, frame_name
-from m2s_runtime.grid import SPACING
 from m2s_runtime.inputs import Source
-from m2s_runtime.journal import Journal, Record, Row, Seen, source_seen
-from m2s_runtime.labels import LabelDecision, wall_mask
+from m2s_runtime.journal import Journal
+from m2s_runtime.measurements import Measurements, measure
 from m2s_runtime.nifti_files import digest_of
+from m2s_runtime.opened import Opened, open_source
 from m2s_runtime.options import Options
 from m2s_runtime.outcome import Outcome
 from m2s_runtime.outputs import case_files
-from m2s_runtime.placement import Canonical, canonicalise, slice_axis
+from m2s_runtime.placement import Canonical
 from m2s_runtime.pvd import series
-from m2s_runtime.shifts_file import Origin
-from m2s_runtime.slices import BoolArray, pool_features, wall_slices
+from m2s_runtime.record import Record, Row
+from m2s_runtime.seats import Seats
+from m2s_runtime.slices import wall_slices
+from m2s_runtime.stacks import Stacks
 from m2s_runtime.text import clean
-from m2s_runtime.volume import Study, read_study
 
 if TYPE_CHECKING:
     from m2s_runtime.pipeline import Reconstruction
@@ -50,53 +51,25 @@ class Reconstructs(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A source that could be read, with the decisions that hold for all of its frames."""
-
-    source: Source
-    study: Study
-    wall: BoolArray
-    decision: LabelDecision
-    seen: Seen
-    """How the file looked before it was read."""
-    reading: float
-    """Seconds that reading took."""
-
-    def origin(self, frame: int | None) -> Origin:
-        """Where a frame came from; an anonymous source has no name that tells anything."""
-        x, y, z, _ = self.wall.shape
-        return Origin(self.source.relative, self.study.sha256, frame, (x, y, z), self.study.affine)
-
-    def holds_wall(self) -> list[bool]:
-        """For each frame, whether any voxel is wall."""
-        return [bool(self.wall[..., frame].any()) for frame in range(self.wall.shape[3])]
-
-    def row(self, frame: int) -> Row:
-        """The row of one frame as far as it is known before the frame is touched."""
-        warnings = (*self.study.warnings, *self.decision.warnings)
-        count = self.wall.shape[3]
-        return Row(
-            case=frame_name(self.source.case, frame, count),
-            input=self.source.relative,
-            frame=frame if count > 1 else None,
-            time_ms=None if self.study.frame_ms is None else frame * self.study.frame_ms,
-            labels=clean(self.decision.text),
-            message=clean("; ".join(warnings)) or None,
-            flags=" ".join(self.decision.flags) or None,
-        )
-
-
 class Batch:
     """Runs sources with one reconstructor."""
 
     def __init__(
-        self, sources: Sequence[Source], reconstructor: Reconstructs, journal: Journal, options: Options
+        self,
+        sources: Sequence[Source],
+        reconstructor: Reconstructs,
+        journal: Journal,
+        options: Options,
+        seats: Seats | None = None,
     ) -> None:
-        """Prepare; nothing is read or written yet. A bad `options.frames` raises `UsageProblem`."""
+        """Prepare; nothing is read or written yet. A bad `options.frames` raises `UsageProblem`.
+
+        With more than one of `seats`, `run` may be called from several threads.
+        """
         self._reconstructor = reconstructor
         self._journal = journal
         self._options = options
+        self._seats = seats or Seats(1)
         self._frames = FrameRequest.parse(options.frames)
         self._owner = {source.case.casefold(): source for source in sources}
 
@@ -107,6 +80,7 @@ class Batch:
         settled: Collection[str] = (),
         started: Callable[[Row], None] = lambda _: None,
         dry_run: bool = False,
+        alone: bool = False,
     ) -> Iterator[Outcome]:
         """Do all cases of one source, one `Outcome` each.
 
@@ -115,6 +89,7 @@ class Batch:
             settled: case ids to pass over.
             started: hears the row of each case before it is begun, as far as it is known then.
             dry_run: only say what would happen.
+            alone: one frame after the other, even if there are seats for several.
 
         Raises:
             Stop: what no other case would survive either (engine lost, disk full).
@@ -124,31 +99,37 @@ class Batch:
             yield self._complete(record)
             return
         try:
-            opened = _open(source, self._options)
+            opened = open_source(source, self._options)
             if opened.wall.shape[3] > 1 and series_path(self._journal, source).is_dir():
                 raise Occupied(f"{source.case}.pvd in --out is a folder where the series belongs; move it away")
-            stacks = _Stacks(opened, self._reconstructor if self._options.share_shifts else None)
-            chosen = self._frames.choose(opened.holds_wall(), stacks.volumes)
+            stacks = opened.stacks(self._reconstructor.estimate if self._options.share_shifts else None)
+            chosen = self._frames.choose(stacks.holds_wall(), stacks.volumes)
+            todo = [frame for frame in chosen if opened.row(frame).case not in settled]
+            each = map if alone else self._seats.spread
+            if self._seats.count > 1 and not (dry_run or all(self._finished(opened.row(k).case, opened) for k in todo)):
+                stacks.share(each)  # the first frame would keep the others waiting
         except Exception as error:  # noqa: BLE001 - whatever a file provokes concerns that file alone
             yield self._failed(Row(case=source.case, input=source.relative), source, error, dry_run=dry_run)
             return
         if opened.wall.shape[3] > 1 and not dry_run:
             self._journal.forget(source.case)
-        complete: list[str] = []
-        for frame in chosen:
+
+        def one(frame: int) -> Outcome:
             row = opened.row(frame)
-            if row.case not in settled:
-                started(row)
-                outcome = self._frame(opened, stacks, frame, row, dry_run=dry_run)
-                complete += [row.case] if outcome.state in ("done", "complete") else []
-                yield outcome
+            started(row)
+            return self._frame(opened, stacks, frame, row, dry_run=dry_run)
+
+        complete: set[str] = set()
+        for outcome in each(one, todo):
+            complete |= {outcome.row.case} if outcome.state in ("done", "complete") else set()
+            yield outcome
         if opened.wall.shape[3] > 1 and not dry_run:
             self._write_series(opened)
             if len(complete) == len(chosen):
                 study = opened.study
-                remember(self._journal, source, self._options.frames, study.sha256, opened.seen, complete)
+                remember(self._journal, source, self._options.frames, study.sha256, opened.seen, sorted(complete))
 
-    def _frame(self, opened: _Opened, stacks: "_Stacks", frame: int, row: Row, *, dry_run: bool) -> Outcome:
+    def _frame(self, opened: Opened, stacks: Stacks, frame: int, row: Row, *, dry_run: bool) -> Outcome:
         started = time.perf_counter()
         try:
             self._claim(row.case, opened)
@@ -167,22 +148,27 @@ class Batch:
         except Exception as error:  # noqa: BLE001 - whatever a case provokes concerns that case alone
             return self._failed(row, opened.source, error, dry_run=dry_run, key=opened.study.sha256)
 
-    def _finished(self, case: str, opened: _Opened) -> Record | None:
+    def _finished(self, case: str, opened: Opened) -> Record | None:
         if self._options.overwrite:
             return None
         return self._journal.complete(case, opened.source.path, opened.study.sha256)
 
     def _reconstruct(
-        self, opened: _Opened, row: Row, canonical: Canonical, shared: Shifts | None, started: float
+        self, opened: Opened, row: Row, canonical: Canonical, shared: Shifts | None, started: float
     ) -> Outcome:
         # The frames of a cine share the reading of their file.
         reading = opened.reading / opened.wall.shape[3] + time.perf_counter() - started
         begun = time.perf_counter()
         result = self._reconstructor.reconstruct(canonical, opened.study.sha256, shared)
+        measuring = time.perf_counter()
+        measured = measure(canonical, result)
         encoding = time.perf_counter()
-        files = case_files(row.case, result, canonical, self._options, opened.origin(row.frame))
-        seconds = {"read": reading, **result.seconds, "write": time.perf_counter() - encoding}
-        row = replace(measured(row, result, canonical), seconds=time.perf_counter() - begun + reading)
+        files = case_files(row.case, result, canonical, self._options, opened.origin(row.frame), measured)
+        writing = time.perf_counter() - encoding
+        seconds = {"read": reading, **result.seconds, "measure": encoding - measuring, "write": writing}
+        row = replace(
+            told(row, result, canonical, measured.measurements), seconds=time.perf_counter() - begun + reading
+        )
         record = self._journal.finish(row, files, opened.study.sha256, opened.seen)
         return Outcome(row, "done", tuple(self._journal.paths(record)), seconds)
 
@@ -204,7 +190,7 @@ class Batch:
         record = self._journal.find(case) if isinstance(error, UnreadableVolume) else None
         return record is not None and record.row.status == "ok" and digest_of(source.path) is None
 
-    def _write_series(self, opened: _Opened) -> None:
+    def _write_series(self, opened: Opened) -> None:
         """Tie the finished frames of a cine together for ParaView, those of earlier runs too."""
         case, count = opened.source.case, opened.wall.shape[3]
         path = series_path(self._journal, opened.source)
@@ -226,7 +212,7 @@ class Batch:
     def _planned_paths(self, case: str) -> tuple[Path, ...]:
         return tuple(self._journal.out / case / f"{case}.{name}" for name in self._options.formats)
 
-    def _claim(self, case: str, opened: _Opened) -> None:
+    def _claim(self, case: str, opened: Opened) -> None:
         other = self._owner.get(case.casefold(), opened.source)
         if other != opened.source:
             raise CaseError(
@@ -235,76 +221,19 @@ class Batch:
         self._journal.admit(case)
 
 
-class _Stacks:
-    """Canonical stacks of a study's frames, each made once."""
-
-    def __init__(self, opened: _Opened, sharing: Reconstructs | None) -> None:
-        """With `sharing`, the frames of a cine are given the same shifts, which that reconstructor estimates."""
-        self._opened = opened
-        self._sharing = sharing if opened.wall.shape[3] > 1 else None
-        self._made: dict[int, Canonical] = {}
-        self._shifts: Vectors | None = None
-
-    def canonical(self, frame: int) -> Canonical:
-        if frame not in self._made:
-            self._made[frame] = canonicalise(self._opened.wall[..., frame], self._opened.study.affine)
-        return self._made[frame]
-
-    def volumes(self, frame: int) -> tuple[float, float] | None:
-        """Volumes in mm³ of what the wall encloses, slice by slice, and of the wall; None when the frame is refused."""
-        try:
-            canonical = self.canonical(frame)
-        except CaseError:
-            return None
-        cavity, wall = float(canonical.pool[:, 2].sum()), float(np.count_nonzero(canonical.masks))
-        return cavity * canonical.placement.step_mm, wall * canonical.placement.step_mm
-
-    def shared(self, frame: int) -> Shifts | None:
-        """Shifts (12, 2) mm of a frame, from all frames of the study whichever are chosen; None: it has its own."""
-        if self._sharing is None:
-            return None
-        if self._shifts is None:
-            self._shifts = shared_shifts(list(self._estimates(self._sharing)))
-        return by_stack(self._shifts, self.canonical(frame))
-
-    def _estimates(self, reconstructor: Reconstructs) -> Iterator[Vectors]:
-        wall, key = self._opened.wall, self._opened.study.sha256
-        for frame in np.flatnonzero(self._opened.holds_wall()):
-            with contextlib.suppress(CaseError):  # that frame's own affair
-                canonical = self.canonical(int(frame))
-                count = wall.shape[canonical.placement.slice_axis]
-                yield by_source(reconstructor.estimate(canonical, key), canonical, count)
-
-
-def _open(source: Source, options: Options) -> _Opened:
-    started = time.perf_counter()
-    seen = source_seen(source.path)
-    study = read_study(source.path, options.limits)
-    wall, decision = wall_mask(study.labels, options.labels, slice_axis(study.affine))
-    return _Opened(source, study, wall, decision, seen, time.perf_counter() - started)
-
-
-def measured(row: Row, result: "Reconstruction", canonical: Canonical) -> Row:
+def told(row: Row, result: "Reconstruction", canonical: Canonical, measurements: Measurements) -> Row:
     """Fill a row with what the surface and the shifts amount to."""
-    from m2s_runtime.surface import signed_volume
-
     shape = result.mesh.topology
     common = np.asarray(result.common_shift, np.float64)
-    held = wall_slices(canonical.masks)
-    remaining = (np.asarray(result.shifts, np.float64) - common)[held]
     spread = result.spread
     return replace(
         row,
-        volume_ml=float(signed_volume(result.mesh)) / 1000.0,
-        cavity_ml=float(pool_features(result.sdg < 0)[:, 2].sum()) * SPACING[2] / 1000.0,
+        **measurements.columns(),
         closed=bool(shape.closed),
         components=int(shape.components),
         genus=None if shape.genus is None else int(shape.genus),
         common_shift_x_mm=float(common[0]),
         common_shift_y_mm=float(common[1]),
-        mean_shift_mm=float(np.abs(remaining).mean()),
-        agreement_mean=float(result.agreement[held].mean()),
-        agreement_least=float(result.agreement[held].min()),
         spread_mean_mm=None if spread is None else float(spread.mean()),
         spread_p95_mm=None if spread is None else float(np.percentile(spread, 95)),
         flags=" ".join(dict.fromkeys((*(row.flags or "").split(), *canonical.flags, *result.flags))) or None,

@@ -10,8 +10,9 @@ from typing import Final, Literal
 from m2s_runtime import atomic, strict_json
 from m2s_runtime.errors import OutputError
 from m2s_runtime.inputs import Source
-from m2s_runtime.journal import Journal, Record, Seen, source_seen
+from m2s_runtime.journal import Journal
 from m2s_runtime.nifti_files import digest_of
+from m2s_runtime.record import Record, Seen, source_seen
 
 _FOLDER: Final = ".cines"
 

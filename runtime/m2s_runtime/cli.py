@@ -7,25 +7,30 @@ import traceback
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from m2s_runtime.console import tell
-from m2s_runtime.errors import CaseError, OutputError, Stop, UsageProblem
+from m2s_runtime.errors import (
+    BUG,
+    INTERRUPTED,
+    OK,
+    SOME_FAILED,
+    TERMINATED,
+    CaseError,
+    OutputError,
+    Stop,
+    UsageProblem,
+    exit_codes,
+)
 from m2s_runtime.limits import Limits
-from m2s_runtime.options import ENGINES, FORMATS, MOST_SAMPLES, PRECISIONS, SAVES, SPACES, Options, Setup
+from m2s_runtime.options import ENGINES, FORMATS, MOST_SAMPLES, PRECISIONS, QUALITIES, SAVES, SPACES, Options, Setup
 from m2s_runtime.quiet import quiet_libraries
 from m2s_runtime.text import clean
 
 if TYPE_CHECKING:
     from m2s_runtime.session import Session
-
-OK: Final = 0
-BUG: Final = 1
-SOME_FAILED: Final = 8
-INTERRUPTED: Final = 130
-TERMINATED: Final = 143
 
 T = TypeVar("T", Options, Setup)
 
@@ -47,6 +52,17 @@ class NameList(click.ParamType[tuple[str, ...]]):
         return tuple(words)
 
 
+class BatchSize(click.ParamType[int | None]):
+    """A number of cases from 1 on; None is `auto`."""
+
+    name = "auto|N"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Check what was typed."""
+        word = str(value).strip().lower()
+        return None if word == "auto" else click.types.convert_type(click.IntRange(1, MOST_SAMPLES))(word, param, ctx)
+
+
 class Folder(click.Path):
     """A folder with a name; without one `Path` would take the current folder."""
 
@@ -65,8 +81,11 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:  
         context.exit()
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT…")
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=exit_codes(SOME_FAILED, TERMINATED),
+)
+@click.argument("inputs", nargs=-1, metavar="INPUT…")
 @click.option("-o", "--out", required=True, type=Folder(path_type=Path), help="Folder for meshes and tables.")
 @click.option("--model", help="Bundle folder or name.  [default: $M2S_HOME, then the installed one]")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
@@ -95,6 +114,16 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:  
     help="Whether the frames of a cine get the same slice shifts (default: they do, a slice being one breath-hold).",
 )
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps.  [default: the bundle's]")
+@click.option(
+    "--quality",
+    type=click.Choice(QUALITIES),
+    help="exact: ten denoising steps as in the paper; fast: the bundle's own choice of fewer.  [default: the bundle's]",
+)
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Where the compiled distance kernel could not be built: exact distances by libigl, in seconds a heart.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
     "--samples",
@@ -118,6 +147,8 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:  
 )
 @click.option("--save", type=NameList(SAVES), default="", metavar=",".join(SAVES), help="Keep intermediate results.")
 @click.option("--anonymise", is_flag=True, help="Keep names and paths of inputs out of all outputs.")
+@click.option("--report/--no-report", default=True, help="Whether to write OUT/report.html (default: it is written).")
+@click.option("--report-only", is_flag=True, help="Only write OUT/report.html anew, from what OUT holds; no INPUT.")
 @click.option(
     "--apply-shifts",
     type=click.Path(path_type=Path),
@@ -131,14 +162,20 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:  
 @click.option(
     "--jobs",
     type=click.IntRange(0, 1024),
-    help="Processes on the CPU; 0 does everything in one, which a crash ends.  [default: 1; in a cluster all that fit]",
+    help="Processes on the CPU; 0 does everything in one, which a crash ends.  [default: as many as there are cores, "
+    "memory and cases for]",
 )
 @click.option(
     "--threads",
     type=click.IntRange(0),
     default=0,
-    show_default=True,
-    help="CPU threads of each process; 0: cores / processes, in a cluster 1. Their number can change the last digits.",
+    help="CPU threads of each process.  [default: 1, whatever the machine: their number can change the last digits]",
+)
+@click.option(
+    "--batch-size",
+    type=BatchSize(),
+    metavar="auto|N",
+    help="Hearts that a GPU computes at once.  [default: auto: 16, on the CPU 1]",
 )
 @click.option(
     "--timeout",
@@ -169,11 +206,8 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:  
 def command(**given: Any) -> int:  # noqa: ANN401 - click passes what is declared above
     """Turn short-axis label maps (.nii, .nii.gz, .hdr/.img: files, folders or quoted patterns) into closed surfaces.
 
-    Meshes go to OUT/<case>/, a table of all cases to OUT/cases.csv, the run's particulars to OUT/run.json. Cases that
-    are complete are skipped, so the same command resumes an interrupted run.
-
-    Exit codes: 0 ok, 1 bug, 2 usage, 3 no inputs, 4 bundle, 5 device or engine, 6 output, 8 some cases failed,
-    130 interrupted, 143 terminated.
+    Meshes go to OUT/<case>/, a table of all cases to OUT/cases.csv, the run's particulars to OUT/run.json, pictures of
+    all cases to OUT/report.html. Cases that are complete are skipped, so the same command resumes an interrupted run.
     """
     if given["quiet"] and given["verbose"]:
         raise UsageProblem("-q and -v contradict each other")
@@ -185,6 +219,12 @@ def command(**given: Any) -> int:  # noqa: ANN401 - click passes what is declare
                 "--apply-shifts writes IMAGE anew, by its name: --dry-run and --anonymise are not for it"
             )
         return _realign(given["inputs"], given["apply_shifts"], given["out"], overwrite=given["overwrite"])
+    if given["report_only"] and not given["report"]:
+        raise UsageProblem("--report-only and --no-report contradict each other")
+    if given["report_only"]:
+        return _render(given["inputs"], given["out"])
+    if not given["inputs"]:
+        raise UsageProblem("INPUT… is missing: name label maps, folders or quoted patterns")
     from m2s_runtime.session import Session
 
     given["labels"] = given["labels"].strip().lower()
@@ -204,6 +244,17 @@ def _realign(documents: Sequence[str], image: Path, out: Path, *, overwrite: boo
     except CaseError as error:
         _complain(str(error))
         return SOME_FAILED
+    return OK
+
+
+def _render(inputs: Sequence[str], out: Path) -> int:
+    from m2s_runtime.report.pages import write_report
+
+    if inputs:
+        raise UsageProblem("--report-only takes no INPUT: it shows what --out holds")
+    if not out.is_dir():
+        raise UsageProblem(f"--report-only: --out {out} is no folder; name the folder of an earlier run")
+    click.echo(str(write_report(out)))
     return OK
 
 

@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from m2s_runtime import grid
 from m2s_runtime.errors import NotFinite
-from m2s_runtime.mesh_distance import grid_distance
+from m2s_runtime.mesh_distance import bound_kernel, grid_distance, vertex_distance, warn_once
 from m2s_runtime.surface import contour
 
 Volume = npt.NDArray[np.float32]
@@ -28,13 +28,17 @@ def to_grid(probability: Volume, step_mm: float) -> Volume:
     """
     if not np.isfinite(probability).all():
         raise NotFinite("the super-resolution network returned values that are not finite")
+    return np.ascontiguousarray(probability @ plane_weights(step_mm))
+
+
+def plane_weights(step_mm: float) -> npt.NDArray[np.float32]:
+    """(60, 64) float32: the part that each plane of the network has in each plane of the grid."""
     planes = np.arange(grid.PLANES)
     wanted = _middle(grid.PLANES) + (np.arange(grid.GRID[2]) - _middle(grid.GRID[2])) * grid.NOMINAL_STEP / step_mm
-    weights = np.maximum(0, 1 - np.abs(planes[:, None] - wanted)).astype(np.float32)
-    return np.ascontiguousarray(probability @ weights)
+    return np.maximum(0, 1 - np.abs(planes[:, None] - wanted)).astype(np.float32)
 
 
-def coarse_sdg(mask: Mask, threads: int = 1) -> Volume:
+def coarse_sdg(mask: Mask, threads: int = 1, *, exact: bool = False) -> Volume:
     """Signed distance to the marching-cubes surface of a mask: C(x) = sign(x) * min over the surface of |x - y|.
 
     The surface is that of scikit-image's Lewiner tables at level 0.5 of the mask with one empty voxel around it;
@@ -43,15 +47,21 @@ def coarse_sdg(mask: Mask, threads: int = 1) -> Volume:
     Args:
         mask: (128, 128, 64) bool, the wall on the grid of 1 x 1 x 2 mm.
         threads: for the distances; the result does not depend on it.
+        exact: where the native kernel is missing: exact distances by libigl, rather than those to the nearest vertex.
 
     Returns:
         (128, 128, 64) float32 mm, negative exactly where the mask is set.
 
     Raises:
         EmptyWall: no voxel is set.
+        EngineError: distances must be exact, and neither the native kernel nor libigl is there.
     """
     vertices, faces = contour(mask.astype(np.float32), mask, 0.5, 0.0, "lewiner")
-    distance = grid_distance(vertices * grid.SPACING, faces, grid.GRID, grid.SPACING, threads)
+    if bound_kernel(exact=exact) == "scipy":
+        warn_once()
+        distance = vertex_distance(vertices, grid.GRID, grid.SPACING)
+    else:
+        distance = grid_distance(vertices * grid.SPACING, faces, grid.GRID, grid.SPACING, threads)
     return np.where(mask, -distance, distance)
 
 

@@ -3,7 +3,13 @@
 Two families: `Stop` ends the run with its `exit_code`; `CaseError` ends one case and the batch goes on.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+OK: Final = 0
+BUG: Final = 1
+SOME_FAILED: Final = 8
+INTERRUPTED: Final = 130
+TERMINATED: Final = 143
 
 
 class M2SError(Exception):
@@ -13,7 +19,7 @@ class M2SError(Exception):
 class Stop(M2SError):
     """Ends the whole command with `exit_code`."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[int] = BUG
 
 
 class UsageProblem(Stop, ValueError):
@@ -110,3 +116,25 @@ class Occupied(CaseError):
     """Something that is no folder of this program's has the name of the case in the output folder."""
 
     code = "occupied"
+
+
+EXIT_CODES: Final = {
+    OK: "ok",
+    BUG: "bug",
+    UsageProblem.exit_code: "usage",
+    NoInputs.exit_code: "no inputs",
+    BundleError.exit_code: "bundle",
+    EngineError.exit_code: "device or engine",
+    OutputError.exit_code: "output",
+    SOME_FAILED: "some cases failed",
+    INTERRUPTED: "interrupted",
+    TERMINATED: "terminated",
+}
+"""What the exit code of every command means: the one table that help and documentation take them from."""
+
+
+def exit_codes(*others: int) -> str:
+    """One line for a command's help: what ends any command on purpose, and the codes that only this one has."""
+    usual = (OK, BUG, *(kind.exit_code for kind in (UsageProblem, NoInputs, BundleError, EngineError, OutputError)))
+    told = ", ".join(f"{code} {EXIT_CODES[code]}" for code in sorted({*usual, INTERRUPTED, *others}))
+    return f"Exit codes: {told}."

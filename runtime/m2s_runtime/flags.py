@@ -14,7 +14,7 @@ import numpy.typing as npt
 from m2s_runtime.grid import SPACING
 from m2s_runtime.placement import Canonical
 from m2s_runtime.slices import BoolArray, wall_slices
-from m2s_runtime.surface import Mesh, signed_volume
+from m2s_runtime.surface import Mesh
 
 Floats = npt.NDArray[np.float32]
 
@@ -81,7 +81,7 @@ def measures(
         "slices_disagree": float(np.nanmean(agreement)),
         "slice_disagrees": float(np.nanmin(agreement)),
         "spread_high_mm": np.nan if spread is None else float(np.percentile(spread, 95)),
-        "pieces_dropped": signed_volume(mesh) / (np.count_nonzero(sdg < 0) * float(np.prod(SPACING))),
+        "pieces_dropped": mesh.volume / (np.count_nonzero(sdg < 0) * float(np.prod(SPACING))),
     }
 
 

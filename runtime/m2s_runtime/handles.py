@@ -12,7 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from m2s_runtime.slices import BoolArray
-from m2s_runtime.surface import Mesh, extract_surface
+from m2s_runtime.surface import Mesh, around, extract_surface
+
+try:
+    from m2s_runtime import _voxels as _native
+except ImportError:
+    _native = None
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.intp]
@@ -77,10 +82,14 @@ def carve(sdg: Floats) -> BoolArray:
         (X, Y, Z) bool: the negative voxels and those that no carving from outside can take without changing topology
         (wall connected by corners, the rest by faces). A cavity without any way out counts as wall.
     """
-    box = _box(sdg < 0)
+    box = around(sdg < 0)
     distance = np.pad(sdg[box], 1, constant_values=-1.0)
     block = np.pad(np.ones(sdg[box].shape, np.bool_), 1)
-    _carve(block.ravel(), distance.ravel(), block.shape)
+    if _native is not None:
+        x, y, z = block.shape
+        _native.carve(block, distance.astype(np.float32, copy=False), (x, y, z), _LEVEL_MM)
+    else:
+        _carve(block.ravel(), distance.ravel(), block.shape)
     left = np.zeros(sdg.shape, np.bool_)
     left[box] = block[1:-1, 1:-1, 1:-1]
     return left
@@ -143,10 +152,3 @@ def _largest(wall: BoolArray) -> BoolArray:
     pieces = np.zeros(wall.shape, np.int32)
     ndimage.label(wall, np.ones((3, 3, 3)), output=pieces)
     return wall & (pieces == np.bincount(pieces[wall]).argmax())
-
-
-def _box(wall: BoolArray) -> tuple[slice, slice, slice]:
-    """The wall's bounding box, one voxel wider where the grid goes on."""
-    sides = [np.flatnonzero(wall.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    x, y, z = (slice(max(int(side[0]) - 1, 0), int(side[-1]) + 2) for side in sides)
-    return x, y, z

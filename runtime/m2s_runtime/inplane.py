@@ -43,6 +43,26 @@ def resample(stack: BoolArray, spacing: Vector, start: int) -> tuple[BoolArray, 
     return masks, middle + corner
 
 
+def sample_nearest(stack: BoolArray, middle: Vector, spacing: Vector, start: int) -> BoolArray:
+    """Slices of another structure at the nearest pixels of the grid that `resample` found.
+
+    Args:
+        stack: (X, Y, n) bool, base first.
+        middle: (2,) source index that lies at the grid's centre.
+        spacing: (2,) mm.
+        start: canonical index of the first slice.
+
+    Returns:
+        (128, 128, 12) bool.
+    """
+    sides = [np.rint(middle[a] + (np.arange(IN_PLANE) - CENTRE) / spacing[a]).astype(np.int64) for a in (0, 1)]
+    within = [np.flatnonzero((side >= 0) & (side < size)) for side, size in zip(sides, stack.shape, strict=False)]
+    masks = np.zeros((IN_PLANE, IN_PLANE, SLICES), np.bool_)
+    found = stack[np.ix_(sides[0][within[0]], sides[1][within[1]])]
+    masks[np.ix_(*within, np.arange(start, start + stack.shape[2]))] = found
+    return masks
+
+
 def _cropped(stack: BoolArray) -> tuple[Vector, BoolArray]:
     """Cut the in-plane box that holds the wall, two empty pixels round it; its corner in source indices comes along."""
     rows, columns = bounding_box(np.asarray(stack.any(axis=2)))
@@ -60,12 +80,23 @@ def _edge_distance(plane: BoolArray, spacing: Vector) -> Vector:
 
 def _sample(distances: Vector, middle: Vector, spacing: Vector) -> Vector:
     """Bilinear samples at 1 mm about `middle`: (n, X, Y) mm to (128, 128, n) mm, `FAR_MM` beyond the box."""
-    along_x, along_y = (
-        np.maximum(0, 1 - abs(middle[a] + (np.arange(IN_PLANE) - CENTRE)[:, None] / spacing[a] - np.arange(size)))
-        for a, size in enumerate(distances.shape[1:])
+    sampled = distances - FAR_MM
+    for axis in (1, 2):
+        at = middle[axis - 1] + (np.arange(IN_PLANE) - CENTRE) / spacing[axis - 1]
+        sampled = _between(sampled, at, axis)
+    return np.moveaxis(sampled + FAR_MM, 0, 2)
+
+
+def _between(values: Vector, at: Vector, axis: int) -> Vector:
+    """Linear samples of (n, X, Y) at indices along one axis, 0 beyond the array."""
+    size = values.shape[axis]
+    beside = [np.floor(at), np.floor(at) + 1]
+    parts = [np.where((index >= 0) & (index < size), 1 - abs(at - index), 0) for index in beside]
+    low, high = (
+        np.take(values, index.clip(0, size - 1).astype(np.intp), axis) * np.moveaxis(part[:, None, None], 0, axis)
+        for index, part in zip(beside, parts, strict=True)
     )
-    sampled = along_x @ (distances - FAR_MM) @ along_y.T + FAR_MM
-    return np.moveaxis(sampled, 0, 2)
+    return low + high
 
 
 def _pool_centre(masks: BoolArray) -> npt.NDArray[np.float64]:

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from m2s_runtime.errors import NoInputs, UsageProblem
-from m2s_runtime.journal import read_record
 from m2s_runtime.nifti_files import header_of, split_suffix
+from m2s_runtime.record import read_record
 from m2s_runtime.text import clean
 
 _ENTITY: Final = re.compile(r"(sub|ses)-[A-Za-z0-9+]+")
@@ -22,7 +22,7 @@ _DATATYPES: Final = frozenset(
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _RESERVED: Final = re.compile(
-    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|cases\.csv|run(-.*)?\.json|report\.html", re.IGNORECASE
+    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|cases\.csv|studies\.csv|run(-.*)?\.json|report(-\d+)?\.html", re.IGNORECASE
 )
 _LONGEST: Final = 120
 

@@ -6,107 +6,21 @@ are those on record is taken for unchanged without being read; any other is hash
 """
 
 import contextlib
-import csv
-import dataclasses
 import errno
 import hashlib
 import heapq
-import io
 import os
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
 
 from m2s_runtime import atomic, strict_json
 from m2s_runtime.errors import Occupied, OutputError
-from m2s_runtime.nifti_files import digest_of, files_of
-from m2s_runtime.text import csv_cell
-
-SCHEMA: Final[Literal[1]] = 1
-TABLE: Final = "cases.csv"
-RUN: Final = "run.json"
-
-Seen = tuple[int, ...]
-"""How a file looks without being read."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of `cases.csv`; None where a value does not apply.
-
-    Attributes:
-        case: case id.
-        input: input file, relative to the folder that was given.
-        frame: frame of a cine, from 0.
-        time_ms: when it was taken after frame 0, where the header tells.
-        status: `ok` (outputs are complete), `failed`, or `skipped` (a frame without wall).
-        error: short code of the refusal.
-        message: the refusal, or warnings of a case that is ok.
-        labels: what was taken for the wall, and why.
-        slices: acquired slices that hold wall and were used.
-        step_mm: distance between them.
-        volume_ml: volume of the wall.
-        cavity_ml: volume that the wall encloses, from the base's lowest point down: holes of its planes 2 mm apart.
-        closed: whether the surface is closed.
-        components: connected parts of the surface.
-        genus: handles of the surface, 0 for the wall of a cup.
-        common_shift_x_mm: area-weighted mean of the shifts along x, which the placement adds back; near zero because
-            `canonicalise` already centres the pool. Where a cine shares its shifts: what centring the pool added.
-        common_shift_y_mm: the same along y.
-        mean_shift_mm: mean |component| of the shifts without it, over the slices with wall.
-        agreement_mean: Dice of re-aligned slice and reconstruction in its plane, mean over the slices with wall.
-        agreement_least: the same of the worst slice.
-        spread_mean_mm: spread of the posterior samples, mean over the vertices; None with a single sample.
-        spread_p95_mm: its 95th percentile.
-        flags: what deserves a look, separated by blanks.
-        seconds: time spent on the case.
-    """
-
-    case: str
-    input: str
-    frame: int | None = None
-    time_ms: float | None = None
-    status: str = "ok"
-    error: str | None = None
-    message: str | None = None
-    labels: str | None = None
-    slices: int | None = None
-    step_mm: float | None = None
-    volume_ml: float | None = None
-    cavity_ml: float | None = None
-    closed: bool | None = None
-    components: int | None = None
-    genus: int | None = None
-    common_shift_x_mm: float | None = None
-    common_shift_y_mm: float | None = None
-    mean_shift_mm: float | None = None
-    agreement_mean: float | None = None
-    agreement_least: float | None = None
-    spread_mean_mm: float | None = None
-    spread_p95_mm: float | None = None
-    flags: str | None = None
-    seconds: float | None = None
-
-
-COLUMNS: Final = tuple(f.name for f in dataclasses.fields(Row))
-
-
-@dataclass(frozen=True)
-class Record:
-    """The completion record of a case: its row, the hashes (hex) of what made it and of the files it has.
-
-    `seen` is how the input looked, `looks` the size and time of each output.
-    """
-
-    schema: Literal[1]
-    row: Row
-    stamp: dict[str, str]
-    outputs: dict[str, str]
-    seen: Seen = ()
-    looks: dict[str, Seen] = dataclasses.field(default_factory=dict[str, Seen])
+from m2s_runtime.nifti_files import digest_of
+from m2s_runtime.record import SCHEMA, Record, Row, Seen, read_record, source_seen
+from m2s_runtime.studies import COLUMNS, STUDIES, studies_of
+from m2s_runtime.table import TABLE, order, to_csv
 
 
 class Journal:
@@ -247,13 +161,21 @@ class Journal:
     def merge(self, rows: Iterable[Row]) -> None:
         """Write `cases.csv`: `rows`, and those of the records in the folder whose cases are not among them.
 
+        Beside it `studies.csv`, if any of the cases are phases of one heart.
+
         Raises:
             OutputError: it cannot be written.
         """
-        fresh = sorted(rows, key=_order)
+        fresh = sorted(rows, key=order)
         known = {row.case for row in fresh}
         recorded = (record.row for record in self.records() if record.row.case not in known)
-        atomic.write_text(self.out / TABLE, to_csv(heapq.merge(fresh, recorded, key=_order)))
+        every = list(heapq.merge(fresh, recorded, key=order))
+        atomic.write_text(self.out / TABLE, to_csv(every))
+        found, path = studies_of(every), self.out / STUDIES
+        if found:
+            atomic.write_text(path, to_csv(found, COLUMNS))
+        elif path.is_file():
+            path.unlink()
 
     def sweep(self, case: str) -> None:
         """Clear away what a process left that was killed while it wrote a case."""
@@ -286,19 +208,6 @@ class Journal:
         return folder
 
 
-def source_seen(path: Path) -> Seen:
-    """Size, times of change (ns) and inode of an input, or of both files of a pair; nothing when one is out of reach.
-
-    The second time is the file system's own, which no copying program sets: inputs that were unpacked with equal times
-    are told apart by it.
-    """
-    try:
-        looks = [file.stat() for file in files_of(path)]
-    except OSError:
-        return ()
-    return tuple(n for seen in looks for n in (seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino))
-
-
 def _same_input(record: Record, source: Path) -> bool:
     seen = source_seen(source)
     return bool(seen) and (seen == record.seen or record.stamp.get("input") == digest_of(source))
@@ -312,29 +221,6 @@ def _intact(path: Path, record: Record) -> bool:
     return ((seen.st_size, seen.st_mtime_ns) == record.looks.get(path.name) and stat.S_ISREG(seen.st_mode)) or (
         _sha256(path) == record.outputs[path.name]
     )
-
-
-def _order(row: Row) -> tuple[str, str, int]:
-    return row.case, row.input, -1 if row.frame is None else row.frame
-
-
-def to_csv(rows: Iterable[Row]) -> str:
-    """The table as text, with a header line; no field can be taken for a formula."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([csv_cell(getattr(row, column)) for column in COLUMNS] for row in rows)
-    return text.getvalue()
-
-
-def read_record(path: Path) -> Record | None:
-    """Read a completion record; None when it is missing, cut short, of another schema or made by someone else."""
-    try:
-        record = strict_json.loads(Record, path.read_bytes())
-    except (OSError, strict_json.Misfit):
-        return None
-    plain = all(Path(name).name == name for name in record.outputs)
-    return record if plain and path.name == f"{record.row.case}.json" else None
 
 
 def _is_folder(path: Path) -> bool:

@@ -49,12 +49,14 @@ class LabelDecision:
         wall_label: the label taken, None when every label was.
         text: one clause for people, without a full stop.
         warnings: what contradicts the decision.
+        right_labels: those of the right cavity; none where the mask has none, or nothing says which they are.
     """
 
     scheme: str
     wall_label: int | None
     text: str
     warnings: tuple[str, ...] = ()
+    right_labels: tuple[int, ...] = ()
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -110,11 +112,22 @@ def wall_mask(labels: Labels, scheme: str, axis: int | None = None) -> tuple[Boo
     return labels == decision.wall_label if decision.wall_label else labels != 0, decision
 
 
+def right_mask(labels: Labels, decision: LabelDecision) -> BoolArray | None:
+    """Find the cavity of the right ventricle in a label map, for which `wall_mask` decided; None where there is none.
+
+    Args:
+        labels: integers of any shape.
+        decision: what was decided.
+    """
+    masks = [labels == label for label in decision.right_labels]
+    return np.logical_or.reduce(masks) if masks else None
+
+
 def _distinct(labels: Labels) -> list[int]:
     """The labels in use, background aside; counted piece by piece, for counting makes 64-bit copies."""
     flat = labels.ravel(order="K")
     pieces = (flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE))
-    return sorted({int(v) for piece in pieces for v in np.flatnonzero(np.bincount(piece))} - {0})
+    return sorted({int(v) for piece in pieces for v in np.flatnonzero(np.bincount(piece[piece != 0]))})
 
 
 def _chosen_label(scheme: str) -> int | None:
@@ -159,7 +172,8 @@ def _by_scheme(found: Sequence[int], name: str, shares: Shares) -> LabelDecision
     if scheme.left in found and scheme.left not in inside and not warnings:
         asked = "is it another scheme, or a torn wall?"
         warnings.append(f"label {scheme.wall} does not ring label {scheme.left}, the cavity in scheme {name}: {asked}")
-    return LabelDecision(name, scheme.wall, f"label {scheme.wall} is the wall in scheme {name}", tuple(warnings))
+    right = () if warnings else tuple(label for label in scheme.right if label in found)
+    return LabelDecision(name, scheme.wall, f"label {scheme.wall} is the wall in scheme {name}", tuple(warnings), right)
 
 
 def _better_walls(wall: int, shares: Shares) -> list[str]:
@@ -179,10 +193,17 @@ def _find_wall(found: Sequence[int], shares: Shares) -> LabelDecision:
     walls = [a for a, inside in rings.items() if inside]
     if len(walls) == 1 and len(rings[walls[0]]) == 1:
         (wall,), (pool,) = walls, rings[walls[0]]
-        return LabelDecision("auto", wall, f"label {wall} is the wall because it rings label {pool}")
+        text = f"label {wall} is the wall because it rings label {pool}"
+        return LabelDecision("auto", wall, text, right_labels=_right_of(wall, pool, set(found) - {wall, pool}))
     options = " or ".join(f"--labels myo={a}" for a in walls or found)
     told = "; ".join(f"label {a} rings {_listed(rings[a])}" for a in walls) or "no label rings another"
     raise AmbiguousLabels(f"labels {_listed(found)}: {told}. Say which is the wall: add {options}")
+
+
+def _right_of(wall: int, left: int, others: set[int]) -> tuple[int, ...]:
+    """The labels left over, if in some scheme wall, left cavity and right cavity go by these very numbers."""
+    known = any((s.wall, s.left) == (wall, left) and others <= set(s.right) for s in SCHEMES.values())
+    return tuple(sorted(others)) if known else ()
 
 
 def _listed(numbers: Sequence[int]) -> str:

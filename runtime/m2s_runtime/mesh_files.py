@@ -2,11 +2,12 @@
 
 Slicer reads the tag `SPACE=LPS` or `SPACE=RAS` (PLY and OBJ comment, STL header, VTP field data) and opens the file in
 place. Winding stays right in both spaces, since RAS to LPS is a half turn about the S axis, not a mirror. PLY and VTP
-also carry the spread of the posterior samples, where there is one; the others have no place for it.
+also carry the wall thickness at each vertex, and the spread of the posterior samples where there is one; the others
+have no place for them.
 """
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
 
 Vertices = npt.NDArray[np.float64]
 Faces = npt.NDArray[np.int32]
-Spread = npt.NDArray[np.float32] | None
+PerVertex = npt.NDArray[np.float32] | None
+Values = Mapping[str, npt.NDArray[np.float32]]
 
 _TITLE: Final = "mask2surface, left-ventricular wall, mm"
-_SPREAD: Final = "spread_mm"
 
 
-def encode(mesh: "Mesh", format: str, space: Space = "lps", spread: Spread = None) -> bytes:
+def encode(
+    mesh: "Mesh", format: str, space: Space = "lps", spread: PerVertex = None, thickness: PerVertex = None
+) -> bytes:
     """The bytes of a mesh file.
 
     Args:
@@ -34,6 +37,7 @@ def encode(mesh: "Mesh", format: str, space: Space = "lps", spread: Spread = Non
         format: one of `FORMATS`.
         space: axes of the points in the file; GLB has axes of its own (metres, Y up) and ignores it.
         spread: (V,) float32 mm, written to PLY and VTP as `spread_mm`.
+        thickness: (V,) float32 mm, written there as `thickness_mm`; NaN where it was not measured.
 
     Raises:
         UsageProblem: no such format.
@@ -41,7 +45,8 @@ def encode(mesh: "Mesh", format: str, space: Space = "lps", spread: Spread = Non
     writer = _WRITERS.get(format)
     if writer is None:
         raise UsageProblem(f"--format {format}: choose from {', '.join(FORMATS)}")
-    return writer(to_space(mesh.vertices, space), mesh.faces, space.upper(), spread)
+    values = {name: found for name, found in (("spread_mm", spread), ("thickness_mm", thickness)) if found is not None}
+    return writer(to_space(mesh.vertices, space), mesh.faces, space.upper(), values)
 
 
 def to_space(vertices: Vertices, space: Space) -> Vertices:
@@ -49,22 +54,22 @@ def to_space(vertices: Vertices, space: Space) -> Vertices:
     return vertices * (-1.0, -1.0, 1.0) if space == "lps" else vertices
 
 
-def _ply(vertices: Vertices, faces: Faces, space: str, spread: Spread) -> bytes:
-    more = "" if spread is None else f"property float {_SPREAD}\n"
+def _ply(vertices: Vertices, faces: Faces, space: str, values: Values) -> bytes:
+    more = "".join(f"property float {name}\n" for name in values)
     header = (
         "ply\nformat binary_little_endian 1.0\n"
         f"comment {_TITLE}\ncomment SPACE={space}\n"
         f"element vertex {len(vertices)}\nproperty float x\nproperty float y\nproperty float z\n{more}"
         f"element face {len(faces)}\nproperty list uchar int vertex_indices\nend_header\n"
     )
-    points = vertices if spread is None else np.column_stack([vertices, spread])
+    points = np.column_stack([vertices, *values.values()]) if values else vertices
     table = np.empty(len(faces), np.dtype([("count", "u1"), ("index", "<i4", (3,))]))
     table["count"] = 3
     table["index"] = faces
     return header.encode() + points.astype("<f4").tobytes() + table.tobytes()
 
 
-def _stl(vertices: Vertices, faces: Faces, space: str, _: Spread) -> bytes:
+def _stl(vertices: Vertices, faces: Faces, space: str, _: Values) -> bytes:
     # Readers take a file that begins with "solid" for the text flavour.
     header = f"{_TITLE}. SPACE={space}".encode().ljust(80)
     table = np.zeros(len(faces), np.dtype([("normal", "<f4", (3,)), ("corners", "<f4", (3, 3)), ("attribute", "<u2")]))
@@ -80,17 +85,17 @@ def _normals(corners: Vertices) -> Vertices:
     return normals / np.where(length > 0, length, 1)
 
 
-def _obj(vertices: Vertices, faces: Faces, space: str, _: Spread) -> bytes:
+def _obj(vertices: Vertices, faces: Faces, space: str, _: Values) -> bytes:
     points = "".join(f"v {x:.5f} {y:.5f} {z:.5f}\n" for x, y, z in vertices.tolist())
     triangles = "".join(f"f {a} {b} {c}\n" for a, b, c in (faces + 1).tolist())
     return f"# {_TITLE}\n# SPACE={space}\n{points}{triangles}".encode()
 
 
-def _vtp(vertices: Vertices, faces: Faces, space: str, spread: Spread) -> bytes:
+def _vtp(vertices: Vertices, faces: Faces, space: str, values: Values) -> bytes:
     """VTK XML PolyData, inline base64; each block is preceded by its length in bytes as one UInt64."""
     letters = " ".join(str(code) for code in (*space.encode(), 0))
-    data = "" if spread is None else _vtk_array(_SPREAD, "Float32", spread.astype("<f4"))
-    point_data = f'<PointData Scalars="{_SPREAD}">{data}</PointData>\n' if data else ""
+    data = "".join(_vtk_array(name, "Float32", found.astype("<f4")) for name, found in values.items())
+    point_data = f'<PointData Scalars="{next(iter(values))}">{data}</PointData>\n' if values else ""
     ends = np.arange(3, 3 * len(faces) + 1, 3)
     return f"""<?xml version="1.0"?>
 <!-- {_TITLE} -->
@@ -117,7 +122,7 @@ def _vtk_array(name: str, kind: str, values: npt.NDArray[Any], components: int =
     )
 
 
-def _glb(vertices: Vertices, faces: Faces, space: str, _: Spread) -> bytes:
+def _glb(vertices: Vertices, faces: Faces, space: str, _: Values) -> bytes:
     """For viewing only: glTF is in metres with Y up, its front towards +Z and its right-hand side towards -X."""
     import trimesh
 
@@ -130,7 +135,7 @@ def _glb(vertices: Vertices, faces: Faces, space: str, _: Spread) -> bytes:
     return data
 
 
-_WRITERS: Final[dict[str, Callable[[Vertices, Faces, str, Spread], bytes]]] = {
+_WRITERS: Final[dict[str, Callable[[Vertices, Faces, str, Values], bytes]]] = {
     "ply": _ply,
     "stl": _stl,
     "vtp": _vtp,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
+from m2s_runtime.errors import UsageProblem
 from m2s_runtime.limits import Limits
 
 Space = Literal["lps", "ras"]
@@ -21,6 +22,9 @@ ENGINES: Final = ("auto", "onnx", "openvino", "trt")
 
 PRECISIONS: Final = ("auto", "float32", "float16", "bfloat16")
 """Arithmetic of the networks; not every engine has each."""
+
+QUALITIES: Final = ("exact", "fast")
+"""Ways to sample: ten denoising steps as in the paper, or the bundle's own choice of fewer."""
 
 SPACES: Final[tuple[Space, ...]] = ("lps", "ras")
 """World axes of mesh files: DICOM's (left, posterior, superior) or NIfTI's (right, anterior, superior)."""
@@ -42,7 +46,9 @@ class Options:
         formats: mesh formats out of `FORMATS`; the first is the one printed.
         space: world axes of the mesh files.
         save: intermediate results to keep, out of `SAVES`.
-        steps: denoising steps; None means the bundle's own number.
+        steps: denoising steps; None means those of `quality`, and without it the bundle's own number.
+        quality: out of `QUALITIES`, or None.
+        exact: whether distances are exact even where the native kernel is missing; the fingerprint has the kernel.
         seed: seed of the noise.
         overwrite: redo cases that are complete.
         samples: posterior samples whose mean is the surface.
@@ -50,6 +56,7 @@ class Options:
         limits: how large an input may be.
         share_shifts: whether all frames of a cine are given the same slice shifts.
         anonymise: whether inputs are named by a digest, see `m2s_runtime.anonymise`.
+        report: whether each case gets the file that the report shows it from, and the run its report.
     """
 
     labels: str = "auto"
@@ -65,14 +72,31 @@ class Options:
     limits: Limits = field(default_factory=Limits)
     share_shifts: bool = True
     anonymise: bool = False
+    report: bool = True
+    quality: str | None = None
+    exact: bool = False
 
-    def fingerprint(self, **bound: str | int) -> str:
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself.
+
+        Raises:
+            UsageProblem: `quality` beside `steps`, or a fast one of several samples.
+        """
+        if self.quality and self.steps:
+            raise UsageProblem("--quality and --steps contradict each other: both say how many steps to take")
+        if self.quality == "fast" and self.samples > 1:
+            raise UsageProblem(
+                "--quality fast gives the mean of the posterior, of which --samples would be copies: leave one away"
+            )
+
+    def fingerprint(self, **bound: str | float) -> str:
         """Sha256 of everything here that can change a case's files, plus `bound`.
 
-        What `bound` should hold: engine and its version, device, threads, distance kernel, version of this program.
+        What `bound` should hold: engine and its version, device, threads, distance kernel, version of this program,
+        and `steps` and `temperature` as resolved, whatever option they come from.
 
         `frames` and `limits` are left out because they only choose among cases, `overwrite` because it only chooses
-        when.
+        when, `report` because a case without its picture is no reason to do it again.
         """
         parts: dict[str, object] = {
             "labels": self.labels,
@@ -100,9 +124,10 @@ class Setup:
         precision: out of `PRECISIONS`.
         engine_dir: folder of built TensorRT engines; None for the user's cache.
         device: device, or several separated by commas.
-        threads: cores for each process; 0 means an equal part of those there are.
-        jobs: processes on the CPU; 0 does everything in the one that runs already; None means one, or in a cluster as
-            many as it has room for.
+        threads: cores for each process; 0 means one, whatever the machine, because the number can change a mesh.
+        jobs: processes on the CPU; 0 does everything in the one that runs already; None means as many as there are
+            cores, memory and cases for.
+        batch_size: cases that a network computes at once; None for what suits the device.
         timeout: seconds a case may take, 0 for any number.
         cluster: the system that runs the processes, see `m2s_runtime.cluster`; None for this machine.
         shard: part of the run, see `m2s_runtime.shards`.
@@ -119,6 +144,7 @@ class Setup:
     device: str = "auto"
     threads: int = 0
     jobs: int | None = None
+    batch_size: int | None = None
     timeout: float = 3600.0
     cluster: str | None = None
     shard: str = "1/1"

@@ -46,7 +46,7 @@ def read_affine(header: Nifti1Header) -> tuple[Affine, tuple[str, ...]]:
     if not forms:
         forms["pixdim"] = scale * np.asarray(header.get_base_affine(), np.float64)
     name, affine = next(iter(forms.items()))
-    _check(affine, name)
+    check_affine(affine, name)
     return affine, tuple(_warnings(forms, np.array(header["dim"][1:4], np.float64)))
 
 
@@ -60,7 +60,12 @@ def _qform(header: Nifti1Header, *, needed: bool) -> Affine:
         return np.full((4, 4), np.nan)
 
 
-def _check(affine: Affine, name: str) -> None:
+def check_affine(affine: Affine, name: str) -> None:
+    """Refuse what no scanner writes; `name` says in the message which affine it is.
+
+    Raises:
+        BadAffine: as of `read_affine`.
+    """
     if not np.isfinite(affine).all():
         raise BadAffine(f"{name} holds NaN or infinity: write the orientation anew")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from m2s_runtime.journal import Row
+from m2s_runtime.record import Row
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,32 @@ import numpy as np
 import numpy.typing as npt
 
 from m2s_runtime import strict_json
+from m2s_runtime.measurements import MEASUREMENTS
 from m2s_runtime.mesh_files import encode
 from m2s_runtime.options import Options
 from m2s_runtime.overlay import overlay
+from m2s_runtime.report.case_report import REPORT, case_report
 from m2s_runtime.shifts_file import SHIFTS, Origin, slice_shifts
 
 if TYPE_CHECKING:
+    from m2s_runtime.measurements import Measured
     from m2s_runtime.pipeline import Reconstruction
     from m2s_runtime.placement import Canonical
 
 
 def case_files(
-    case: str, result: "Reconstruction", canonical: "Canonical", options: Options, origin: Origin
+    case: str,
+    result: "Reconstruction",
+    canonical: "Canonical",
+    options: Options,
+    origin: Origin,
+    measured: "Measured",
 ) -> dict[str, bytes]:
     """File name to content, the meshes first, in the order asked for."""
-    files = {f"{case}.{name}": encode(result.mesh, name, options.space, result.spread) for name in options.formats}
+    files = {
+        f"{case}.{name}": encode(result.mesh, name, options.space, result.spread, measured.wall_thickness)
+        for name in options.formats
+    }
     if "mask" in options.save:
         files[f"{case}_mask.nii.gz"] = nifti((result.sdg < 0).astype(np.uint8), result.affine)
     shifts = slice_shifts(result.shifts - result.common_shift, canonical, origin)
@@ -31,6 +42,9 @@ def case_files(
         files[f"{case}_sdg.nii.gz"] = nifti(result.sdg.astype(np.float32), result.affine)
     if "shifts" in options.save:
         files[f"{case}{SHIFTS}"] = strict_json.dumps(shifts).encode()
+    files[f"{case}{MEASUREMENTS}"] = strict_json.dumps(measured.document(origin)).encode()
+    if options.report:
+        files[f"{case}{REPORT}"] = case_report(canonical, result, measured)
     return files
 
 

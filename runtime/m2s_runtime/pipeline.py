@@ -12,7 +12,7 @@ from m2s_runtime.one_pass import OnePass
 from m2s_runtime.placement import Canonical
 from m2s_runtime.refine import STILL_MM, register
 from m2s_runtime.result import Floats, Pass, Reconstruction
-from m2s_runtime.sampling import vertex_spread
+from m2s_runtime.sampling import chosen_sampling, vertex_spread, wall_volumes
 from m2s_runtime.slices import centre_shifts, common_shift, signed_distance
 
 __all__ = ["Pipeline", "Reconstruction"]
@@ -23,12 +23,25 @@ class Pipeline:
 
     def __init__(
         self, bundle: Bundle, engine: Engine, *, steps: int | None = None, seed: int = 0, threads: int = 1,
-        samples: int = 1, refine: int = 0,
+        samples: int = 1, refine: int = 0, quality: str | None = None, exact: bool = False,
     ) -> None:  # fmt: skip
-        """Draw `samples` posterior samples with `steps` steps each; re-register the slices up to `refine` times."""
+        """Draw `samples` posterior samples; re-register the slices up to `refine` times.
+
+        `exact` as in `csdg.coarse_sdg`.
+
+        Raises:
+            UsageProblem: see `sampling.chosen_sampling`, which makes something of `steps` and `quality`.
+        """
         self.manifest, self.engine, self.samples, self.refine = bundle.manifest, engine, max(samples, 1), max(refine, 0)
+        self.sampling = chosen_sampling(self.manifest, steps, quality, self.samples)
         self._pass = OnePass(
-            self.manifest, engine, steps=steps, seed=seed, threads=max(threads, 1), samples=self.samples
+            self.manifest,
+            engine,
+            sampling=self.sampling,
+            seed=seed,
+            threads=max(threads, 1),
+            samples=self.samples,
+            exact=exact,
         )
 
     def estimate(self, canonical: Canonical, noise_key: str) -> Floats:
@@ -88,11 +101,12 @@ class Pipeline:
             mesh, sdg = surface.mesh, surface.sdg
             scale = self.manifest.spread_scale
             spread = vertex_spread(mesh.vertices, affine, best.sdgs, scale) if self.samples > 1 else None
+            volumes = wall_volumes(best.sdgs) if self.samples > 1 else ()
         measured = flags.measures(canonical, mesh, sdg, best.agreement, spread)
         raised = flags.raised(measured, self.manifest.flag_limits)
         raised = (*flags.step_flags(canonical.placement.step_mm, self.manifest.step_range_mm), *raised)
         raised += ("apex_closed",) * best.capped + ("tunnels_filled",) * surface.filled
         return Reconstruction(
             mesh, best.shifts[0], common, best.probability, sdg, affine, raised, clock.seconds, spread,
-            best.agreement,
+            best.agreement, volumes,
         )  # fmt: skip

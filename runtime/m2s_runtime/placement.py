@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from m2s_runtime.errors import EmptyWall, WallOutOfRange
 from m2s_runtime.grid import GRID, MAX_WALL_MM, MIN_SLICES, SLICES, SPACING
-from m2s_runtime.inplane import Vector, resample
+from m2s_runtime.inplane import Vector, resample, sample_nearest
 from m2s_runtime.slices import BoolArray, FloatArray, bounding_box, pool_features, signed_distance, wall_slices
 
 Affine = npt.NDArray[np.float64]
@@ -70,12 +70,14 @@ class Canonical:
         flags: what a reader of the result should know: `open_ring` (the wall closes in no slice), `gap` (a slice
             without wall inside the stack, filled from its neighbours), `slice_axis_unclear` (no axis is clearly the
             thickest: the last was taken), `base_unclear` (the order of the file was kept), `specks_removed`.
+        right: (128, 128, 12) bool, cavity of the right ventricle in the same slices; None where the mask tells of none.
     """
 
     masks: BoolArray
     placement: Placement
     pool: FloatArray
     flags: tuple[str, ...]
+    right: BoolArray | None = None
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,13 @@ class _Chosen:
     step_mm: float
 
 
-def canonicalise(wall: BoolArray, affine: Affine) -> Canonical:
+def canonicalise(wall: BoolArray, affine: Affine, right: BoolArray | None = None) -> Canonical:
     """Bring a wall mask of any orientation and spacing to the canonical stack.
 
     Args:
         wall: (X, Y, Z) bool, the wall as it was scanned.
         affine: (4, 4) voxel index to world mm, without shear.
+        right: (X, Y, Z) bool, the cavity of the right ventricle, to come along.
 
     Raises:
         EmptyWall: no voxel is set.
@@ -135,7 +138,11 @@ def canonicalise(wall: BoolArray, affine: Affine) -> Canonical:
         "slice_axis_unclear": not _clearly_thickest(spacing),
         "specks_removed": np.count_nonzero(stack) < np.count_nonzero(wall),
     }
-    return Canonical(masks, placement, pool, tuple(name for name, is_so in flags.items() if is_so))
+    raised = tuple(name for name, is_so in flags.items() if is_so)
+    if right is None:
+        return Canonical(masks, placement, pool, raised)
+    beside = sample_nearest(np.transpose(right, order)[:, :, chosen.source], middle, spacing[:2], chosen.start)
+    return Canonical(masks, placement, pool, raised, beside)
 
 
 def slice_axis(affine: Affine) -> int:

@@ -28,6 +28,7 @@ class Reconstruction:
         spread: (V,) float32 mm, see `sampling.vertex_spread`; None when there is a single sample.
         agreement: (12,) float32, see `agreement.agreement`: Dice of each re-aligned slice with the reconstruction in
             its plane, NaN where the slice holds no wall.
+        sample_volumes_ml: volume of the wall in each posterior sample; empty when there is a single one.
     """
 
     mesh: Mesh
@@ -40,6 +41,7 @@ class Reconstruction:
     seconds: dict[str, float]
     spread: Floats | None
     agreement: Floats
+    sample_volumes_ml: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from m2s_runtime.slices import bounding_box, divided
+from m2s_runtime.slices import bounding_box, divided_planes
 
 Labels = npt.NDArray[np.integer[Any]]
 
@@ -41,24 +41,22 @@ def ring_shares(labels: Labels, found: Sequence[int], axis: int | None) -> Share
     frame = _fullest_frame(labels, axis)
     values = np.array([0, *found])
     held = np.flatnonzero(frame.any(axis=(0, 1)))
-    inside, total = np.zeros((len(values), len(values)), np.int64), np.zeros(len(values), np.int64)
-    for s in held[np.linspace(0, len(held) - 1, min(len(held), MOST_SLICES)).round().astype(int)]:
-        # Labels as indices into `values`, within the smallest box.
-        plane = frame[:, :, s]
-        codes = np.searchsorted(values, plane[bounding_box(plane != 0)])
-        counts = np.bincount(codes.ravel(), minlength=len(values))
-        total += counts
-        for a in np.flatnonzero(counts[1:]) + 1:
-            inside[a] += _in_holes(codes, int(a), len(values))
+    looked = held[np.linspace(0, len(held) - 1, min(len(held), MOST_SLICES)).round().astype(int)]
+    # Labels as indices into `values`, within the smallest box, planes first.
+    stack = np.moveaxis(frame[bounding_box(np.asarray(frame.any(axis=2)))][:, :, looked], 2, 0)
+    codes = np.searchsorted(values, stack)
+    inside, total = np.zeros((len(values), len(values)), np.int64), np.bincount(codes.ravel(), minlength=len(values))
+    for a in np.flatnonzero(total[1:]) + 1:
+        inside[a] = _in_holes(codes, int(a), len(values))
     share = inside / np.maximum(total, 1)
     return Shares({(int(values[a]), int(values[b])): float(share[a, b]) for a, b in np.argwhere(share) if b and a != b})
 
 
 def _in_holes(codes: npt.NDArray[np.intp], ring: int, count: int) -> npt.NDArray[np.intp]:
-    """How many pixels of each code (count,) lie in holes of one."""
-    box = bounding_box(codes == ring)
-    codes = codes[box]
-    return np.bincount(codes[divided(codes == ring) > 1], minlength=count)
+    """How many pixels of each code (count,) lie in holes of one, over all planes of (S, X, Y)."""
+    codes = codes[:, *bounding_box(np.asarray((codes == ring).any(axis=0)))]
+    parts, outside = divided_planes(codes == ring)
+    return np.bincount(codes[(parts > 0) & (parts != outside[:, None, None])], minlength=count)
 
 
 def _fullest_frame(labels: Labels, axis: int | None) -> Labels:

@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from m2s_runtime import atomic
-from m2s_runtime.journal import RUN, SCHEMA, Row
+from m2s_runtime.errors import OK, SOME_FAILED
+from m2s_runtime.record import SCHEMA, Row
 from m2s_runtime.shards import Shard
 from m2s_runtime.versions import installed, version
 
 Document = dict[str, Any]
 
+RUN: Final = "run.json"
+
 _PACKAGES: Final = (
     "numpy", "scipy", "nibabel", "scikit-image", "trimesh", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
     "tensorrt_rtx", "cupy-cuda13x",
 )  # fmt: skip
-_FINISHED: Final = (0, 8)
+_FINISHED: Final = (OK, SOME_FAILED)
 """Exit codes of shards that went through all of their cases."""
 
 _ROWS: Final = "rows"

@@ -1,14 +1,49 @@
 """Posterior samples: the noise they start from, their mean, and how far they lie apart on its surface."""
 
+from dataclasses import dataclass
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from m2s_runtime.ddim import draw_noise
+from m2s_runtime.ddim import DEFAULT_STEPS, draw_noise
+from m2s_runtime.errors import UsageProblem
 from m2s_runtime.grid import SPACING
+from m2s_runtime.manifest import Manifest
 from m2s_runtime.placement import Affine
 
 Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """DDIM steps, and the factor on the noise that a sample that stands alone starts from."""
+
+    steps: int
+    temperature: float
+
+
+EXACT: Final = Sampling(DEFAULT_STEPS, 1.0)
+"""As in the paper."""
+
+
+def chosen_sampling(manifest: Manifest, steps: int | None, quality: str | None, samples: int) -> Sampling:
+    """What the bundle makes of the options of the same names.
+
+    Raises:
+        UsageProblem: a fast sampling that the bundle does not have.
+    """
+    if quality == "exact":
+        return EXACT
+    if quality == "fast" and manifest.steps >= EXACT.steps:
+        raise UsageProblem(
+            f"--quality fast: bundle {manifest.name} has {manifest.steps} steps, no fewer; say how many with --steps"
+        )
+    usual = manifest.steps if samples == 1 else manifest.sample_steps or manifest.steps
+    count = steps or usual
+    # A damped start goes with the number of steps that it was chosen for; any other is plain sampling.
+    return Sampling(count, manifest.temperature if samples == 1 and count == manifest.steps else 1.0)
 
 
 def start_noise(
@@ -47,6 +82,12 @@ def vertex_spread(vertices: npt.NDArray[np.float64], affine: Affine, sdgs: Float
     slopes = [_at(np.gradient(mean, SPACING[axis], axis=axis), where) for axis in range(3)]
     steepness = np.sqrt(np.sum(np.square(slopes), axis=0)).clip(0.5, 2.0)
     return (scale * deviation / steepness).astype(np.float32)
+
+
+def wall_volumes(sdgs: Floats) -> tuple[float, ...]:
+    """Volume of the wall (ml) in each of (N, X, Y, Z) mm, by its voxels."""
+    counts = np.count_nonzero(sdgs < 0, axis=(1, 2, 3))
+    return tuple(float(count) * float(np.prod(SPACING)) / 1000 for count in counts)
 
 
 def _at(field: Floats, where: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

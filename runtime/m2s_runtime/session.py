@@ -12,19 +12,22 @@ from m2s_runtime import run_file
 from m2s_runtime.anonymise import anonymised
 from m2s_runtime.cine_record import recall
 from m2s_runtime.console import Reporter
+from m2s_runtime.errors import INTERRUPTED, TERMINATED, OutputError
 from m2s_runtime.event_log import EventLog
 from m2s_runtime.frames import FrameRequest
 from m2s_runtime.inputs import Source, discover
-from m2s_runtime.journal import TABLE, Record, Row
 from m2s_runtime.lock import Lock
 from m2s_runtime.options import SPREAD_FORMATS, Options, Setup
 from m2s_runtime.outcome import Outcome
 from m2s_runtime.pools import choose_pool
+from m2s_runtime.record import Record, Row
 from m2s_runtime.shards import Shard
+from m2s_runtime.table import TABLE
 from m2s_runtime.task import TaskSpec, open_reconstructor
+from m2s_runtime.text import clean
 from m2s_runtime.versions import version
 
-_ENDINGS: Final = {130: "interrupted: ", 143: "terminated: "}
+_ENDINGS: Final = {INTERRUPTED: "interrupted: ", TERMINATED: "terminated: "}
 
 
 class Session:
@@ -47,7 +50,7 @@ class Session:
         self._reporter = Reporter(len(self._sources), setup.verbosity)
         spec = TaskSpec(
             out, options, tuple(self._found.sources), setup.model, setup.engine, setup.device, setup.threads,
-            setup.dry_run, open_reconstructor, setup.precision, setup.engine_dir,
+            setup.dry_run, open_reconstructor, setup.precision, setup.engine_dir, setup.batch_size,
         )  # fmt: skip
         self._pool = choose_pool(spec, setup.jobs, setup.timeout, len(self._sources), self._reporter.say, setup.cluster)
         self._lock = Lock(out, self._shard)
@@ -105,15 +108,18 @@ class Session:
         return bool(self._reporter.counts["failed"] or self._found.problems)
 
     def finish(self, exit_code: int) -> None:
-        """Stop what is under way, sum up, and write `cases.csv` and `run.json`.
+        """Stop what is under way, sum up, and write `cases.csv`, `run.json` and, last, `report.html`.
 
         Raises:
             OutputError: the output folder cannot be written.
         """
         self._pool.close()
         self._log.event("end", exit_code=exit_code, cases=dict(self._reporter.counts))
-        where = "" if self._setup.dry_run else self._tables(exit_code)
-        self._reporter.summary(_ENDINGS.get(exit_code, ""), where)
+        where = ""
+        try:
+            where = "" if self._setup.dry_run else self._tables(exit_code)
+        finally:
+            self._reporter.summary(_ENDINGS.get(exit_code, ""), where)
 
     def _introduce(self) -> None:
         bundle, engine, note = self._bound.bundle, self._bound.engine, self._reporter.note
@@ -122,6 +128,8 @@ class Session:
             f"{engine['threads']} thread(s), {self._bound.kernel} distance kernel, {len(self._sources)} file(s)"
         )
         note(f"engine {engine['name']}: {engine['description']}")
+        if sampling := self._bound.sampling:
+            note(f"sampling: {sampling['steps']} denoising step(s), temperature {sampling['temperature']:g}")
         if not self._shard.whole:
             note(
                 f"shard {self._shard.number} of {self._shard.count}: {len(self._sources)} of "
@@ -180,7 +188,21 @@ class Session:
                 return f"; {TABLE} follows with the last shard"
             self._journal.merge(run_file.rows_of(shards))
             run_file.write(self._out, Shard(), run_file.joined(shards))
-        return f"; see {self._out / TABLE}"
+        if not self._options.report:
+            return f"; see {self._out / TABLE}"
+        return f"; see {self._out / TABLE} and {self._report().name}"
+
+    def _report(self) -> Path:
+        """Render the report; nothing else waits for it, and the rest is on disk by now."""
+        from m2s_runtime.report.pages import write_report
+
+        try:
+            return write_report(self._out)
+        except Exception as error:
+            raise OutputError(
+                f"the report could not be made ({clean(str(error)) or type(error).__name__}); meshes and {TABLE} are "
+                f"complete; m2s-run --report-only --out {self._out} tries again"
+            ) from error
 
     def _document(self, exit_code: int) -> dict[str, Any]:
         setup = self._setup
@@ -195,8 +217,9 @@ class Session:
             "bundle": self._bound.bundle,
             "engine": self._bound.engine,
             "distance_kernel": self._bound.kernel,
+            "sampling": self._bound.sampling,
             "options": asdict(self._options),
-            "setup": {name: getattr(setup, name) for name in ("device", "jobs", "timeout", "cluster")},
+            "setup": {name: getattr(setup, name) for name in ("device", "jobs", "batch_size", "timeout", "cluster")},
             "cases": dict(sorted(self._reporter.counts.items())),
             "seconds": {stage: round(total, 3) for stage, total in self._reporter.seconds.items()},
         }

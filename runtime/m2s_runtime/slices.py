@@ -12,6 +12,14 @@ from scipy import ndimage
 
 from m2s_runtime.grid import CENTRE
 
+try:
+    from m2s_runtime import _voxels as _native
+except ImportError:
+    _native = None
+
+_IN_PLANE = np.array([[[0, 0, 0]] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0, 0, 0]] * 3])
+"""Neighbours along the last two of three axes: what `ndimage.label` joins plane by plane."""
+
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float32]
 
@@ -71,6 +79,10 @@ def signed_distance(masks: BoolArray, clip_mm: float) -> FloatArray:
         (X, Y, S) float32 mm within ±`clip_mm`; a slice without wall is `+clip_mm` throughout.
     """
     distance = np.full(masks.shape, clip_mm, np.float32)
+    if _native is not None:
+        x, y, z = masks.shape
+        _native.signed_distances(np.ascontiguousarray(masks, np.bool_), distance, (x, y, z), clip_mm)
+        return distance
     for s in np.flatnonzero(wall_slices(masks)):
         # Beyond this margin every distance is clipped, so the transform need not see it.
         box = bounding_box(masks[:, :, s], int(np.ceil(clip_mm)) + 1)
@@ -88,9 +100,20 @@ def pool_features(masks: BoolArray) -> FloatArray:
         (S, 3) float32: x and y of the centroid in voxels, area in mm². Where the ring is open the area is 0 and the
         centroid is that of the wall; without wall it is the grid's centre.
     """
-    features = np.empty((masks.shape[2], 3), np.float32)
-    for s in range(masks.shape[2]):
-        features[s] = _pool_of_slice(masks[:, :, s])
+    features = np.full((masks.shape[2], 3), (CENTRE, CENTRE, 0), np.float32)
+    held = np.flatnonzero(wall_slices(masks))
+    if not len(held):
+        return features
+    rows, columns = bounding_box(np.asarray(masks.any(axis=2)))
+    wall = np.ascontiguousarray(np.moveaxis(masks[rows, columns][:, :, held], 2, 0))
+    regions, areas, holes = _largest_holes(wall)
+    # Where the ring is open the wall itself, which is 0 in `regions`.
+    pool = regions == holes[:, None, None]
+    size = np.count_nonzero(pool, axis=(1, 2))
+    for axis, side in ((1, rows), (2, columns)):
+        along = np.count_nonzero(pool, axis=3 - axis) @ np.arange(pool.shape[axis])
+        features[held, axis - 1] = along / size + side.start
+    features[held, 2] = areas[holes]
     return features
 
 
@@ -150,14 +173,32 @@ def _to_background(plane: BoolArray) -> npt.NDArray[np.float64]:
     return np.asarray(ndimage.distance_transform_edt(plane))
 
 
-def _pool_of_slice(plane: BoolArray) -> tuple[float, float, float]:
-    if not plane.any():
-        return CENTRE, CENTRE, 0.0
-    box = bounding_box(plane)
-    wall = plane[box]
-    regions = divided(wall)
-    areas = np.bincount(regions.ravel(), minlength=2)
-    areas[:2] = 0
-    hole = int(areas.argmax())
-    i, j = np.nonzero(regions == hole) if areas[hole] else np.nonzero(wall)
-    return float(i.mean() + box[0].start), float(j.mean() + box[1].start), float(areas[hole])
+def divided_planes(wall: BoolArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """The parts into which the set pixels divide the rest of each plane of (S, X, Y), as `divided` does for one.
+
+    Returns:
+        (S, X, Y) numbers that ascend with the planes, 0 where set, and (S,) the number of what is outside in each.
+    """
+    parts = np.zeros(np.add(wall.shape, (0, 2, 2)), np.int32)
+    # One pixel of background all round joins everything outside, which comes first in its plane.
+    rest = np.ones(parts.shape, np.bool_)
+    np.logical_not(wall, out=rest[:, 1:-1, 1:-1])
+    ndimage.label(rest, _IN_PLANE, output=parts)
+    return parts[:, 1:-1, 1:-1], parts[:, 0, 0]
+
+
+def _largest_holes(
+    wall: BoolArray,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """The parts of `divided_planes`.
+
+    Returns:
+        Them, how many pixels each has (the wall and what is outside none), and (S,) the number of the largest hole of
+        each plane, 0 where it has none.
+    """
+    parts, first = divided_planes(wall)
+    areas = np.bincount(parts.ravel(), minlength=int(first[-1]) + 1)
+    areas[0] = areas[first] = 0
+    ends = [*first[1:].tolist(), len(areas)]
+    largest = np.array([low + areas[low:end].argmax() for low, end in zip(first.tolist(), ends, strict=True)])
+    return parts, areas, np.where(areas[largest] > 0, largest, 0)

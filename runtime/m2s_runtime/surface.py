@@ -9,6 +9,11 @@ import numpy.typing as npt
 
 from m2s_runtime.errors import BadAffine, EmptyWall, NotFinite
 
+try:
+    from m2s_runtime import _surface as _native
+except ImportError:
+    _native = None
+
 Points = npt.NDArray[np.float64]
 Faces = npt.NDArray[np.int32]
 Field = npt.NDArray[np.float32]
@@ -40,6 +45,11 @@ class Mesh:
     def topology(self) -> "Topology":
         """What `topology` says of it, found once."""
         return topology(self)
+
+    @cached_property
+    def volume(self) -> float:
+        """What `signed_volume` says of it, found once."""
+        return signed_volume(self)
 
 
 @dataclass(frozen=True)
@@ -78,12 +88,25 @@ def extract_surface(sdg: Field, affine: npt.ArrayLike) -> Mesh:
     if not np.isfinite(sdg).all():
         raise NotFinite("the decoder returned distances that are not finite")
     inside = sdg < 0
-    clear = np.where(inside, np.minimum(sdg, -_LEAST_MM), np.maximum(sdg, _LEAST_MM))
+    box = around(inside)
+    near, inside = sdg[box], inside[box]
+    clear = np.where(inside, np.minimum(near, -_LEAST_MM), np.maximum(near, _LEAST_MM))
     vertices, faces = contour(clear, inside, 0.0, _OUTSIDE_MM, "lorensen")
+    vertices = vertices + [side.start for side in box]
     mesh = _largest_piece(Mesh(vertices @ to_world[:3, :3].T + to_world[:3, 3], faces))
-    if signed_volume(mesh) < 0:
+    if mesh.volume < 0:
         return Mesh(mesh.vertices, np.ascontiguousarray(mesh.faces[:, ::-1]))
     return mesh
+
+
+def around(inside: Mask, margin: int = 1) -> tuple[slice, slice, slice]:
+    """The smallest box that holds every set voxel of (X, Y, Z) bool, grown by `margin` and cut to the grid.
+
+    Raises:
+        EmptyWall: none is set.
+    """
+    x, y, z = (slice(max(first - margin, 0), last + margin + 1) for first, last in _extent(inside))
+    return x, y, z
 
 
 def contour(field: Field, inside: Mask, level: float, outside: float, tables: Tables) -> tuple[Points, Faces]:
@@ -98,29 +121,48 @@ def contour(field: Field, inside: Mask, level: float, outside: float, tables: Ta
             leaves holes where corner values tie; `lorensen` always closes, and separates what only touches.
 
     Returns:
-        (V, 3) float64 in voxel indices of `field` and (F, 3) int32; the winding is scikit-image's.
+        (V, 3) float64 in voxel indices of `field` and (F, 3) int32; the winding is scikit-image's. The native code
+        gives the very same arrays as scikit-image, which takes its place where it could not be built.
 
     Raises:
         EmptyWall: `inside` is empty.
     """
+    extent = _extent(inside)
+    lids = [(int(first == 0), int(last == size - 1)) for (first, last), size in zip(extent, field.shape, strict=True)]
+    near = np.pad(field[around(inside)], lids, constant_values=outside)
+    start = [first - 1 for first, _ in extent]
+    # Values decide the ambiguous cells of these tables, other than in a mask.
+    if _native is None or (tables == "lewiner" and not ((near == 0) | (near == 1)).all()):
+        return _scikit_contour(near, level, start, tables)
+    shape, origin = (near.shape[0], near.shape[1], near.shape[2]), (start[0], start[1], start[2])
+    points, triangles = _native.contour(near.astype(np.float32, copy=False), shape, level, tables == "lewiner", origin)
+    return np.frombuffer(points).reshape(-1, 3), np.frombuffer(triangles, np.int32).reshape(-1, 3)
+
+
+def _extent(inside: Mask) -> list[tuple[int, int]]:
+    """First and last index of a set voxel along each axis."""
+    plan = np.asarray(inside.any(axis=2))
+    sides = [np.flatnonzero(used) for used in (plan.any(axis=1), plan.any(axis=0), inside.any(axis=(0, 1)))]
+    if not len(sides[0]):
+        raise EmptyWall("no voxel of the wall is left: check that the mask holds the wall of the left ventricle")
+    return [(int(side[0]), int(side[-1])) for side in sides]
+
+
+def _scikit_contour(field: Field, level: float, start: list[int], tables: Tables) -> tuple[Points, Faces]:
     from skimage.measure import marching_cubes  # slow to import
 
-    box: list[slice] = []
-    for axis in range(3):
-        used = np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))
-        if not len(used):
-            raise EmptyWall("no voxel of the wall is left: check that the mask holds the wall of the left ventricle")
-        box.append(slice(int(used[0]), int(used[-1]) + 3))  # in the padded array: one voxel more at either end
-    padded = np.pad(field, 1, constant_values=outside)
-    vertices, faces, _, _ = marching_cubes(padded[tuple(box)], level, method=tables)
-    return vertices.astype(np.float64) + [side.start - 1 for side in box], faces.astype(np.int32)
+    vertices, faces, _, _ = marching_cubes(field, level, method=tables)
+    return vertices.astype(np.float64) + start, faces.astype(np.int32)
 
 
 def signed_volume(mesh: Mesh) -> float:
     """Enclosed volume in mm³, positive when the winding is outward; meaningful for closed meshes only."""
     # About the centroid, for otherwise a mesh far from the origin cancels away its digits.
-    a, b, c = np.moveaxis(mesh.vertices[mesh.faces] - mesh.vertices.mean(axis=0), 1, 0)
-    return float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6)
+    x, y, z = np.ascontiguousarray((mesh.vertices - mesh.vertices.mean(axis=0)).T)
+    a, b, c = np.ascontiguousarray(mesh.faces.T)
+    ax, ay, az, bx, by, bz = x[a], y[a], z[a], x[b], y[b], z[b]
+    cross = x[c] * (ay * bz - az * by), y[c] * (az * bx - ax * bz), z[c] * (ax * by - ay * bx)
+    return float(sum(part.sum() for part in cross) / 6)
 
 
 def surface_area(mesh: Mesh) -> float:
@@ -134,6 +176,15 @@ def topology(mesh: Mesh) -> Topology:
 
     A vertex where two sheets touch is counted once for each sheet, so genus = components - (V - E + F) / 2 is whole.
     """
+    if _native is not None:
+        closed, fans, pieces = _native.topology(np.ascontiguousarray(mesh.faces, np.int32), len(mesh.vertices))
+        if not closed:
+            return Topology(False, _piece_count(mesh), None)
+        return Topology(True, pieces, pieces - (fans - len(mesh.faces) * 3 // 2 + len(mesh.faces)) // 2)
+    return _scipy_topology(mesh)
+
+
+def _scipy_topology(mesh: Mesh) -> Topology:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -163,7 +214,10 @@ def topology(mesh: Mesh) -> Topology:
 
 
 def _labels(mesh: Mesh) -> npt.NDArray[np.int32]:
-    """(V,) number of the piece that each vertex belongs to."""
+    """(V,) number of the piece that each vertex belongs to, in the order of their first vertices."""
+    if _native is not None:
+        found = _native.labels(np.ascontiguousarray(mesh.faces, np.int32), len(mesh.vertices))
+        return np.frombuffer(found, np.int32)
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -180,6 +234,8 @@ def _piece_count(mesh: Mesh) -> int:
 def _largest_piece(mesh: Mesh) -> Mesh:
     """The piece with most triangles, its vertices renumbered."""
     labels = _labels(mesh)
+    if not labels.any():
+        return mesh
     kept = labels == np.bincount(labels[mesh.faces[:, 0]]).argmax()
     number = np.cumsum(kept, dtype=np.int32) - 1
     return Mesh(mesh.vertices[kept], number[mesh.faces[kept[mesh.faces[:, 0]]]])

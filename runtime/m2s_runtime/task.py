@@ -2,15 +2,17 @@
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from m2s_runtime.errors import Occupied
 from m2s_runtime.inputs import Source
-from m2s_runtime.journal import Journal, Row
+from m2s_runtime.journal import Journal
 from m2s_runtime.options import Options
 from m2s_runtime.outcome import Outcome
+from m2s_runtime.record import Row
+from m2s_runtime.seats import Seats
 from m2s_runtime.versions import version
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ class TaskSpec:
         threads: cores for this process; 0 means all.
         precision: as in `engines.open_engine`, like the next.
         engine_dir: folder of built TensorRT engines.
+        batch_size: cases that a network computes at once; None for what suits the device.
+        cores: how many frames of a cine the process may do side by side on the CPU.
         dry_run: only say what would happen.
         opener: loads bundle, engine and reconstructor. A function of a module, or something else that can be pickled.
     """
@@ -54,6 +58,8 @@ class TaskSpec:
     opener: "Opener | None" = None
     precision: str = "auto"
     engine_dir: Path | None = None
+    batch_size: int | None = None
+    cores: int = 1
 
 
 Opener = Callable[[TaskSpec], "tuple[Bundle, Engine, Reconstructs]"]
@@ -67,14 +73,18 @@ class Bound:
     Attributes:
         bundle: name, path and sha256 of the bundle.
         engine: name, device, threads and description of the engine.
-        kernel: which distance kernel, see `mesh_distance.KERNEL`.
+        kernel: where the C-SDG is made: `device`, or on the host, see `mesh_distance.bound_kernel`.
         fingerprint: sha256 of all but the bundle and the input that can change a case's files.
+        cases: how many cases the process can have under way at a time.
+        sampling: denoising steps and temperature, see `sampling.Sampling`.
     """
 
     bundle: dict[str, str]
     engine: dict[str, str | int]
     kernel: str
     fingerprint: str
+    cases: int = 1
+    sampling: dict[str, int | float] = field(default_factory=dict[str, int | float])
 
     def journal(self, out: Path) -> Journal:
         """The journal of an output folder, for what was bound here."""
@@ -92,20 +102,29 @@ class Task:
             EngineError: the engine or device cannot be had.
             UsageProblem: an option that cannot mean anything.
         """
+        from m2s_runtime import device_csdg
         from m2s_runtime.batch import Batch  # heavy, like all that follows: a process that only supervises needs none
+        from m2s_runtime.engines.base import Draws
+        from m2s_runtime.engines.batching import Batched
         from m2s_runtime.labels import check_scheme
-        from m2s_runtime.mesh_distance import KERNEL
+        from m2s_runtime.mesh_distance import bound_kernel
+        from m2s_runtime.pipeline import Pipeline
 
         check_scheme(spec.options.labels)
         bundle, engine, reconstructor = (spec.opener or open_reconstructor)(spec)
-        fingerprint = spec.options.fingerprint(**_bound_to(engine), kernel=KERNEL, version=version())
+        self._seats = engine.seats if isinstance(engine, Batched) else Seats(spec.batch_size or 1)
+        kernel = device_csdg.KERNEL if isinstance(engine, Draws) else bound_kernel(exact=spec.options.exact)
+        sampling = asdict(reconstructor.sampling) if isinstance(reconstructor, Pipeline) else {}
+        fingerprint = spec.options.fingerprint(**_bound_to(engine), **sampling, kernel=kernel, version=version())
         self.bound = Bound(
             {"name": bundle.name, "path": str(bundle.path), "sha256": bundle.sha256},
             {name: getattr(engine, name) for name in ("name", "device", "threads", "description")},
-            KERNEL,
+            kernel,
             fingerprint,
+            self._seats.count,
+            sampling,
         )
-        self._batch = Batch(spec.sources, reconstructor, self.bound.journal(spec.out), spec.options)
+        self._batch = Batch(spec.sources, reconstructor, self.bound.journal(spec.out), spec.options, self._seats)
         self._dry_run = spec.dry_run
 
     def run(self, source: Source, settled: Collection[str] = ()) -> list[Outcome]:
@@ -117,10 +136,22 @@ class Task:
         return list(self.outcomes(source, settled))
 
     def outcomes(
-        self, source: Source, settled: Collection[str] = (), started: Callable[[Row], None] = lambda _: None
+        self,
+        source: Source,
+        settled: Collection[str] = (),
+        started: Callable[[Row], None] = lambda _: None,
+        *,
+        seated: Callable[[], None] = lambda: None,
+        alone: bool = False,
     ) -> Iterator[Outcome]:
-        """`run`, one case at a time; `started` hears the row of each before it is begun, as far as it is known."""
-        return self._batch.run(source, settled=settled, started=started, dry_run=self._dry_run)
+        """`run`, one case at a time; `started` hears the row of each before it is begun, as far as it is known.
+
+        As many threads as `bound.cases` may do so at a time; one that has to wait for others first calls `seated` when
+        it need wait no more. With `alone` a cine has a single frame under way, where it may have several.
+        """
+        with self._seats.seat():
+            seated()
+            yield from self._batch.run(source, settled=settled, started=started, dry_run=self._dry_run, alone=alone)
 
 
 def open_reconstructor(spec: TaskSpec) -> tuple["Bundle", "Engine", "Reconstructs"]:
@@ -132,15 +163,20 @@ def open_reconstructor(spec: TaskSpec) -> tuple["Bundle", "Engine", "Reconstruct
     """
     from m2s_runtime.bundle import load_bundle
     from m2s_runtime.engines import open_engine
+    from m2s_runtime.engines.batching import batched, usual_rows
     from m2s_runtime.pipeline import Pipeline
 
     options, bundle = spec.options, load_bundle(spec.model)
     bound = open_engine(
         bundle, spec.engine, spec.device, spec.threads, precision=spec.precision, engine_dir=spec.engine_dir
     )
+    rows = spec.batch_size or max(usual_rows(bound, bundle), spec.cores if bound.device == "cpu" else 1)
+    if rows > 1:
+        bound = batched(bound, rows)
     reconstructor = Pipeline(
-        bundle, bound, steps=options.steps, seed=options.seed, threads=bound.threads,
-        samples=options.samples, refine=options.refine,
+        bundle, bound, steps=options.steps, seed=options.seed, threads=bound.threads if rows == 1 else 1,
+        samples=options.samples, refine=options.refine, quality=options.quality,
+        exact=options.exact,
     )  # fmt: skip
     return bundle, bound, reconstructor
 
@@ -169,7 +205,10 @@ def lost(
 
 def _bound_to(engine: "Engine") -> dict[str, str | int]:
     """What of an engine can change the bytes of a mesh; which of several GPUs it is does not count."""
-    return {
+    from m2s_runtime.engines.batching import Batched
+
+    rows = engine.rows if isinstance(engine, Batched) else 1
+    return ({"batch": rows} if rows > 1 else {}) | {
         "engine": engine.name,
         "engine_version": engine.description.partition(" on ")[0],
         "device": engine.device.split(":")[0],

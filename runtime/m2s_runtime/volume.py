@@ -118,7 +118,7 @@ def _read_labels(
     stream.read(skip)
     start = 0
     for block in _blocks(stream, header, count):
-        found = _as_labels(block)
+        found = as_labels(block)
         if labels.dtype == np.uint8 and found.max() > np.iinfo(np.uint8).max:
             labels = _wider(labels, start, limits)
         if found.any():
@@ -156,8 +156,12 @@ def _blocks(stream: Stream, header: Nifti1Header, count: int) -> Iterator[Values
         yield values
 
 
-def _as_labels(values: Values) -> npt.NDArray[np.uint8 | np.int16]:
-    """Values of any real type as labels, in the same order."""
+def as_labels(values: Values) -> npt.NDArray[np.uint8 | np.int16]:
+    """Values of any real type as labels, in the same order.
+
+    Raises:
+        BadLabels: they are not whole numbers from 0 to 32767.
+    """
     if values.dtype == np.uint8:
         return values.astype(np.uint8, copy=False)
     if values.dtype.kind == "f":

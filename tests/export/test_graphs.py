@@ -15,6 +15,7 @@ from m2s_export.to_onnx import OPSET, check
 from m2s_runtime.ddim import alpha_bars
 from m2s_runtime.engines import open_engine
 from m2s_runtime.engines.onnx_file import keeps_data_elsewhere
+from m2s_runtime.engines.winograd import with_fewer_products
 from m2s_runtime.manifest import GRAPHS
 
 
@@ -43,6 +44,15 @@ def test_parity_at_batch_one_two_and_three(name, modules, engine, reference, rea
     found = check_graph(name, reference, engine, [modules[name].inputs, real[name]], batches=(1, 2, 3))
     assert found.max_abs < 1e-3
     assert found.codes_agree == (None if name != "encode" else pytest.approx(1, abs=1e-3))
+
+
+@pytest.mark.parametrize("name", ["sr", "encode", "denoise", "decode"])
+def test_the_runtime_finds_convolutions_to_shorten(name, bundle):
+    told = onnx.load_from_string(bundle.read(f"{name}.onnx"))
+    assert len(told.graph.value_info) == len({n.input[0] for n in told.graph.node if n.op_type == "Conv"})
+    faster = onnx.load_from_string(with_fewer_products(told.SerializeToString()))
+    assert sum("winograd" in node.name for node in faster.graph.node if node.op_type == "Conv") > 0
+    onnx.checker.check_model(faster, full_check=True)
 
 
 def test_the_manifest_records_parity_and_provenance(bundle):

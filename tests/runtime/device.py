@@ -1,4 +1,4 @@
-"""A CPU that behaves like a GPU: memory apart from the host's, recorded work, and a TensorRT that runs on it."""
+"""A CPU that behaves like a GPU: memory apart from the host's, kernels, recorded work, and TensorRT on top."""
 
 import ctypes
 import weakref
@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from m2s_runtime.engines.resident import Staged
+from m2s_runtime.errors import EngineError
+from runtime import host_kernels
 
 
 class HostMemory:
@@ -37,6 +39,20 @@ class HostMemory:
         self.scratches[made.ctypes.data] = weakref.ref(made)
         HostMemory.last = self
         return made
+
+    def compiled(self, source):
+        assert self.inside
+        if not host_kernels.COMPILER:
+            raise EngineError("no C compiler")
+        return host_kernels.compiled(source)
+
+    def held(self, array):
+        assert self.inside
+        return array.copy()
+
+    def fetched(self, array):
+        assert self.inside
+        return array.copy()
 
     def push(self, staged):
         self.calls.append("push")

@@ -47,17 +47,18 @@ class StubResult:
     seconds: dict[str, float] = field(default_factory=dict)
     spread: np.ndarray | None = None
     agreement: np.ndarray = field(default_factory=lambda: np.linspace(0.9, 1.0, 12, dtype=np.float32))
+    sample_volumes_ml: tuple[float, ...] = ()
 
 
 class StubReconstructor:
     """Repeats each slice five times.
 
     `trouble` maps a call number, or the sha256 of a source file, to what happens in that call, `flags` a number to its
-    flags. With `spread` every vertex gets that many millimetres.
+    flags. With `spread` every vertex gets that many millimetres. `log` is a file that gets a line for each call.
     """
 
-    def __init__(self, trouble=None, flags=None, spread=None):
-        self.trouble, self.flags, self.spread = trouble or {}, flags or {}, spread
+    def __init__(self, trouble=None, flags=None, spread=None, log=None):
+        self.trouble, self.flags, self.spread, self.log = trouble or {}, flags or {}, spread, log
         self.keys = []
 
     def estimate(self, canonical: Canonical, _noise_key: str) -> np.ndarray:
@@ -66,7 +67,13 @@ class StubReconstructor:
 
     def reconstruct(self, canonical: Canonical, noise_key: str, shared: np.ndarray | None = None) -> StubResult:
         self.keys.append(noise_key)
-        meet(self.trouble.get(len(self.keys), self.trouble.get(noise_key)))
+        if self.log:
+            with self.log.open("a") as file:
+                file.write(f"{noise_key}\n")
+        trouble = self.trouble.get(len(self.keys), self.trouble.get(noise_key))
+        while trouble == "kill in company" and len(self.log.read_text().split()) < 4:
+            time.sleep(0.02)
+        meet(trouble)
         planes = np.repeat(canonical.masks, UPSAMPLING, axis=2)
         probability = np.pad(planes, ((0, 0), (0, 0), (PADDING, PADDING))).astype(np.float32)
         # Noise of its own for each key, so that a wrong key shows in the mesh.
@@ -94,6 +101,7 @@ class StubOpener:
     """What happens instead."""
     first: Path | None = None
     """The first to make this file gets an engine of another version."""
+    log: Path | None = None
 
     def __call__(self, _):
         meet(self.error)
@@ -102,14 +110,16 @@ class StubOpener:
             with contextlib.suppress(FileExistsError):
                 self.first.touch(exist_ok=False)
                 engine = replace(engine, description="another version")
-        return StubBundle(), engine, StubReconstructor(self.trouble)
+        return StubBundle(), engine, StubReconstructor(self.trouble, log=self.log)
 
 
 def meet(trouble):
-    if trouble == "kill":
+    if trouble in ("kill", "kill in company"):
         os.kill(os.getpid(), signal.SIGKILL)
     elif trouble == "hang":
         time.sleep(600)
+    elif trouble == "slow":
+        time.sleep(1)
     elif trouble == "modules":
         raise RuntimeError(f"torch: {'torch' in sys.modules}")
     elif isinstance(trouble, BaseException):

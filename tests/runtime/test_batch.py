@@ -46,13 +46,18 @@ def states(result):
     return {case: outcome.state for case, outcome in result.outcomes.items()}
 
 
+def shifts_of(outcome):
+    return json.loads(next(path for path in outcome.paths if path.name.endswith("_shifts.json")).read_text())
+
+
 def test_a_case_leaves_mesh_record_and_a_full_row(study):
     path = save(study.inputs / "sub" / "a.nii.gz", wall())
     outcome = study.run(Options(labels="acdc", save=("mask", "sdg", "shifts"))).outcomes["sub_a"]
     assert outcome.state == "done"
-    names = ["sub_a.ply", "sub_a_mask.nii.gz", "sub_a_sdg.nii.gz", "sub_a_shifts.json"]
-    assert [p.name for p in outcome.paths] == names
-    assert sorted(p.name for p in outcome.paths[0].parent.iterdir()) == ["sub_a.json", *names]
+    names = ["sub_a.ply", "sub_a_mask.nii.gz", "sub_a_sdg.nii.gz", "sub_a_shifts.json", "sub_a_measurements.json"]
+    assert [p.name for p in outcome.paths][:-1] == names
+    assert outcome.paths[-1].name.startswith("sub_a_report.json")
+    assert {p.name for p in outcome.paths[0].parent.iterdir()} == {"sub_a.json", *(p.name for p in outcome.paths)}
     row = outcome.row
     assert (row.input, row.frame, row.status, row.slices, row.step_mm) == ("sub/a.nii.gz", None, "ok", 8, 10.0)
     assert (row.closed, row.components, row.common_shift_x_mm, row.common_shift_y_mm) == (True, 1, 1.0, -2.0)
@@ -65,7 +70,7 @@ def test_the_mesh_and_the_saved_mask_lie_where_the_wall_lies(study):
     affine = AFFINE.copy()
     affine[:3, 3] = (-80.0, 40.0, 15.0)
     save(study.inputs / "a.nii.gz", wall(), affine)
-    ply, mask, _ = study.run(Options(space="ras", save=("mask", "shifts"))).outcomes["a"].paths
+    ply, mask = study.run(Options(space="ras", save=("mask", "shifts"))).outcomes["a"].paths[:2]
     voxels = np.argwhere(wall() == 2)
     expected = nib.affines.apply_affine(affine, voxels.mean(axis=0))
     np.testing.assert_allclose(trimesh.load(ply).center_mass, expected, atol=2.0)
@@ -77,9 +82,9 @@ def test_the_mesh_and_the_saved_mask_lie_where_the_wall_lies(study):
 
 def test_every_format_and_the_shifts(study):
     save(study.inputs / "a.nii.gz", wall())
-    paths = study.run(Options(formats=("stl", "ply", "vtp", "obj", "glb"), save=("shifts",))).outcomes["a"].paths
-    assert [p.suffix for p in paths] == [".stl", ".ply", ".vtp", ".obj", ".glb", ".json"]
-    found = json.loads(paths[-1].read_text())
+    outcome = study.run(Options(formats=("stl", "ply", "vtp", "obj", "glb"), save=("shifts",))).outcomes["a"]
+    assert [p.suffix for p in outcome.paths[:5]] == [".stl", ".ply", ".vtp", ".obj", ".glb"]
+    found = shifts_of(outcome)
     # The stub moves all slices alike, which the placement takes back.
     assert found["slices"] == [{"slice": s, "move_mm": [0.0, 0.0, 0.0], "estimated": True} for s in range(1, 9)]
     assert (found["source"], found["frame"], found["shape"]) == ("a.nii.gz", None, [48, 48, 10])
@@ -226,11 +231,11 @@ def test_all_frames_are_given_the_shifts_of_all_frames(study):
     path = save(study.inputs / "a.nii.gz", beating())
     for options in (Options(save=("shifts",)), Options(save=("shifts",), frames="4", overwrite=True)):
         for case, outcome in study.run(options).outcomes.items():
-            slices = json.loads(outcome.paths[-1].read_text())["slices"]
+            slices = shifts_of(outcome)["slices"]
             assert [one["slice"] for one in slices] == list(range(2 if case in ("a_t04", "a_t05", "a_t06") else 1, 9))
             assert [one["move_mm"] for one in slices] == [[-one["slice"], 0.0, 0.0] for one in slices]
     own = study.run(Options(save=("shifts",), share_shifts=False)).outcomes["a_t04"]
-    assert {tuple(one["move_mm"]) for one in json.loads(own.paths[-1].read_text())["slices"]} == {(0.0, 0.0, 0.0)}
+    assert {tuple(one["move_mm"]) for one in shifts_of(own)["slices"]} == {(0.0, 0.0, 0.0)}
     assert path.is_file()
 
 

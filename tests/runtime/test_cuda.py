@@ -56,6 +56,25 @@ class FakeCupy:
     def empty(self, shape, dtype):
         return np.empty(shape, dtype).view(OnCard)
 
+    def asarray(self, array):
+        return array.copy().view(OnCard)
+
+    def asnumpy(self, array):
+        return np.array(array)
+
+    def RawModule(self, code, options, backend):  # noqa: N802
+        assert backend == "nvrtc"
+        self.code, self.options = code, options
+
+        def compiled():
+            if "nonsense" in code:
+                raise SyntaxError("kernels(3): error: identifier is undefined\nmore")
+
+        def get_function(name):
+            return lambda *call: self.did.append((name, *call))
+
+        return SimpleNamespace(compile=compiled, get_function=get_function)
+
     def synchronize(self):
         self.did.append("wait")
 
@@ -167,6 +186,28 @@ def test_a_card_that_lets_nobody_in_is_an_engine_error(install):
     cupy.cuda.Stream = refuse
     with pytest.raises(EngineError, match=r"cuda:0 cannot be used.*DevicesUnavailable.*--device cpu"):
         Cuda(0)
+
+
+def test_kernels_are_compiled_without_fused_multiply_adds_and_launched(install):
+    cupy = install()
+    cuda = Cuda(0)
+    launch = cuda.compiled("KERNEL sizes(int *out) {}\n")
+    assert cupy.code.endswith("KERNEL sizes(int *out) {}\n")
+    assert all(f"#define {name} " in cupy.code for name in ("KERNEL", "DEVICE", "THREAD"))
+    assert cupy.options == ("--fmad=false",)
+    array = cuda.held(np.arange(3))
+    launch("sizes", 129, 5, array)
+    name, blocks, threads, given = cupy.did[-1]
+    assert (name, blocks, threads) == ("sizes", (2,), (128,))
+    assert given[1] is array
+    assert isinstance(given[0], np.int32)  # a plain int would take 64 bits
+    assert cuda.fetched(array).tolist() == [0, 1, 2]
+
+
+def test_kernels_that_do_not_compile_are_an_engine_error(install):
+    install()
+    with pytest.raises(EngineError, match=r"cuda:1 cannot compile.*identifier is undefined\)"):
+        Cuda(1).compiled("nonsense")
 
 
 def test_scratch_memory_is_bytes(install):

@@ -10,7 +10,7 @@ from toy import TOY, copy_toy, replace_file
 from m2s_runtime.bundle import load_bundle
 from m2s_runtime.ddim import alpha_bars
 from m2s_runtime.engines import open_engine
-from m2s_runtime.engines.base import usable_cores
+from m2s_runtime.machine import usable_cores
 from m2s_runtime.errors import BundleError, EngineError, NotFinite, UsageProblem
 from m2s_runtime.grid import CENTRE
 

@@ -127,7 +127,8 @@ cp -r "$OUT/." "$results/third"
 """
 
 
-def test_a_full_disk_and_a_read_only_one_end_the_run_and_a_rerun_is_like_an_undisturbed_one(run, tmp_path):
+@pytest.mark.parametrize("how", [("--jobs", "0"), ("--jobs", "1", "--batch-size", "4")])
+def test_a_full_disk_and_a_read_only_one_end_the_run_and_a_rerun_is_like_an_undisturbed_one(run, tmp_path, how):
     """On a real, small file system; where none may be mounted, the fake of `test_cli` has to do."""
     if not shutil.which("unshare"):
         pytest.skip("no unshare, so no file system of its own")
@@ -142,7 +143,7 @@ def test_a_full_disk_and_a_read_only_one_end_the_run_and_a_rerun_is_like_an_undi
     out = mount / "out"
     code = "import sys; from m2s_runtime import cli, session; from stub import StubOpener\n"
     code += "session.open_reconstructor = StubOpener(); sys.exit(cli.run(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, str(tmp_path / "in"), "-o", str(out), "-q", "--jobs", "0"]
+    command = [sys.executable, "-c", code, str(tmp_path / "in"), "-o", str(out), "-q", *how]
     done = subprocess.run(
         ["unshare", "-rm", "bash", "-c", FULL, "bash", str(mount), str(results), *command],
         env=environment() | {"OUT": str(out), "MOUNT": str(mount), "ROOM": str(room)},

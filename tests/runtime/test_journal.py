@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from runtime.stub import digests
 
 from m2s_runtime.errors import Occupied, OutputError
-from m2s_runtime.journal import COLUMNS, Journal, Row, read_record, source_seen, to_csv
+from m2s_runtime.journal import Journal
+from m2s_runtime.record import Row, read_record, source_seen
+from m2s_runtime.table import COLUMNS, to_csv
 from m2s_runtime.text import clean
 
 FILES = {"a.ply": b"mesh", "a_mask.nii.gz": b"mask"}

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from m2s_runtime.errors import AmbiguousLabels, BadLabels, EmptyWall, UsageProblem
-from m2s_runtime.labels import SCHEMES, check_scheme, wall_mask
+from m2s_runtime.labels import SCHEMES, check_scheme, right_mask, wall_mask
 from m2s_runtime.rings import ring_shares
 
 
@@ -41,6 +41,29 @@ def test_the_wall_is_found(scheme, numbers):
 
 def test_label_maps_accept_3_for_the_right_ventricle():
     assert wall_mask(heart(1, 2, 3), "label_maps")[1].warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "scheme", "right"),
+    [
+        ((3, 2, 1), "acdc", 1),
+        ((1, 2, 3), "mnms", 3),
+        ((1, 2, 4), "label_maps", 4),
+        ((3, 2, 1), "auto", 1),
+        ((1, 2, 4), "auto", 4),
+        ((5, 2, 6), "auto", None),  # numbers of no scheme
+        ((1, 2, 3), "acdc", None),  # contradicted
+        ((3, 2, 1), "myo=2", None),
+        ((3, 2, 0), "acdc", None),  # a mask without one
+    ],
+)
+def test_the_right_ventricle_is_known_by_its_scheme_alone(numbers, scheme, right):
+    labels = heart(*numbers)
+    found = right_mask(labels, wall_mask(labels, scheme)[1])
+    if right is None:
+        assert found is None
+    else:
+        np.testing.assert_array_equal(found, labels == right)
 
 
 @pytest.mark.parametrize("wall", [1, 2, 7])

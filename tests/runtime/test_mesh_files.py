@@ -77,6 +77,18 @@ def test_the_spread_goes_with_its_vertices_where_the_format_has_a_place(mesh, ki
     np.testing.assert_allclose(read(data, kind).triangles, read(plain, kind).triangles)
 
 
+def test_thickness_lies_beside_the_spread(mesh):
+    spread = np.linspace(0.1, 2.0, len(mesh.vertices), dtype=np.float32)
+    thickness = spread + 5
+    thickness[0] = np.nan
+    table = read(encode(mesh, "ply", "ras", spread, thickness), "ply").metadata["_ply_raw"]["vertex"]["data"]
+    np.testing.assert_array_equal(table["spread_mm"], spread)
+    np.testing.assert_array_equal(table["thickness_mm"], thickness)
+    root = ET.fromstring(encode(mesh, "vtp", "ras", None, thickness))  # noqa: S314
+    (array,) = root.iterfind(".//Piece/PointData[@Scalars='thickness_mm']/DataArray")
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(array.text)[8:], "<f4"), thickness)
+
+
 @pytest.mark.parametrize("space", ["lps", "ras"])
 def test_the_space_tag_is_where_slicer_looks(mesh, space):
     tag = f"SPACE={space.upper()}".encode()

@@ -6,7 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from runtime.shells import FRAME, Shell, dice, reoriented, scan, world_points
+from runtime.shells import AXIS, BASE, FRAME, LENGTH, Shell, dice, reoriented, scan, world_points
 
 from m2s_runtime.errors import EmptyWall, WallOutOfRange
 from m2s_runtime.grid import CENTRE, GRID
@@ -254,3 +254,21 @@ def test_a_gap_between_rings_that_share_no_wall_is_a_ring():
     gap = slices.index(3) if 3 in slices else slices.index(2) + 1
     expected = (radius < 21.5) & (radius > 16.5)
     assert dice(found.masks[:, :, gap], expected) > 0.95
+
+
+def test_the_right_ventricle_comes_along_as_far_as_the_grid_reaches():
+    affine, shape = scan()
+    labels = Shell().sample(affine, shape)
+    x, _, _ = np.moveaxis((world_points(affine, shape) - (BASE + AXIS * LENGTH / 2)) @ FRAME, -1, 0)
+    beside = (x > 40) & (labels == 0)
+    for flips, order in (((), (0, 1, 2)), ((0, 2), (2, 1, 0))):
+        stored, turned = reoriented(labels == 2, affine, flips, order)
+        right, _ = reoriented(beside, affine, flips, order)
+        canonical = canonicalise(stored, turned, right)
+        to_heart = canonical.placement.affine[:3, :3].T @ FRAME[:, 0]
+        pixels = np.argwhere(canonical.right)
+        assert {int(s) for s in pixels[:, 2]} == {k for k, s in enumerate(canonical.placement.slices) if s >= 0}
+        across = (pixels[:, :2] - CENTRE) @ to_heart[:2]
+        assert across.min() == pytest.approx(40, abs=3)
+        assert not (canonical.right & canonical.masks).any()
+    assert canonicalise(labels == 2, affine).right is None

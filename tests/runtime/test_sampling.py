@@ -1,11 +1,18 @@
 import hashlib
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from toy import TOY
 
+from m2s_runtime.bundle import load_bundle
 from m2s_runtime.ddim import draw_noise
+from m2s_runtime.errors import UsageProblem
 from m2s_runtime.grid import GRID, SPACING
-from m2s_runtime.sampling import mean_sdg, start_noise, vertex_spread
+from m2s_runtime.manifest import Manifest
+from m2s_runtime.options import Options
+from m2s_runtime.sampling import Sampling, chosen_sampling, mean_sdg, start_noise, vertex_spread
 from m2s_runtime.surface import extract_surface
 
 KEY = hashlib.sha256(b"a").hexdigest()
@@ -76,3 +83,47 @@ def test_extreme_slopes_are_limited(slope: float, counted: float) -> None:
     np.testing.assert_allclose(
         vertex_spread(mesh.vertices, np.eye(4), sdgs), slope * OFFSETS.std(ddof=1) / counted, rtol=0.03
     )
+
+
+def manifest(**changed: object) -> Manifest:
+    return replace(load_bundle(TOY).manifest, **{"steps": 2, "temperature": 0.0, "sample_steps": 7, **changed})
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        ({}, Sampling(2, 0.0)),
+        ({"quality": "fast"}, Sampling(2, 0.0)),
+        ({"quality": "exact"}, Sampling(10, 1.0)),
+        ({"quality": "exact", "samples": 3}, Sampling(10, 1.0)),
+        ({"steps": 2}, Sampling(2, 0.0)),
+        ({"steps": 5}, Sampling(5, 1.0)),
+        ({"samples": 3}, Sampling(7, 1.0)),
+        ({"samples": 3, "steps": 2}, Sampling(2, 1.0)),
+    ],
+)
+def test_options_become_steps_and_a_temperature(asked: dict[str, Any], wanted: Sampling) -> None:
+    assert chosen_sampling(manifest(), **{"steps": None, "quality": None, "samples": 1, **asked}) == wanted
+
+
+def test_a_bundle_of_ten_damped_steps_is_exact_undamped_and_has_nothing_fast() -> None:
+    damped = manifest(steps=10, temperature=0.25)
+    assert chosen_sampling(damped, None, None, 1) == Sampling(10, 0.25)
+    assert chosen_sampling(damped, None, "exact", 1) == Sampling(10, 1.0)
+    with pytest.raises(UsageProblem, match="has 10 steps, no fewer; say how many with --steps"):
+        chosen_sampling(damped, None, "fast", 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "match"),
+    [({"quality": "exact", "steps": 10}, "contradict"), ({"quality": "fast", "samples": 2}, "copies")],
+)
+def test_options_that_contradict_each_other_are_refused(asked: dict[str, Any], match: str) -> None:
+    with pytest.raises(UsageProblem, match=match):
+        Options(**asked)
+
+
+def test_what_counts_for_resuming_is_what_the_options_came_to() -> None:
+    bound = {"engine": "onnx", "steps": 10, "temperature": 1.0}
+    assert Options(quality="exact").fingerprint(**bound) == Options(steps=10).fingerprint(**bound)
+    assert Options(steps=10).fingerprint(**bound) != Options().fingerprint(**{**bound, "temperature": 0.5})

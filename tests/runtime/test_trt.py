@@ -213,7 +213,7 @@ def test_a_card_that_fails_is_an_engine_error(card, spoil):
 def test_memory_that_does_not_fit_is_never_handed_over(card, spoil):
     tensors = {"z": np.zeros((1, 64, 32, 32, 16), np.float32), "sdg": np.zeros((1, 1, 128, 128, 64), np.float32)}
     spoil(tensors)
-    executor = open_trt()._resident._executor
+    executor = open_trt().resident._executor
     with pytest.raises(ValueError, match="graph decode"):
         executor.bind("decode", tensors)
     assert not card.contexts

@@ -115,12 +115,16 @@ def test_the_networks_give_the_same_bytes_in_any_number_of_jobs(tmp_path):
         pytest.skip("no toy bundle here")
     for index, name in enumerate("ab"):
         save(tmp_path / "in" / f"{name}.nii.gz", wall(scale=1.0 - index / 20))
-    for jobs in "02":
-        words = [tmp_path / "in", "-o", tmp_path / jobs, "--model", toy, "--jobs", jobs, "--threads", "1", "-q"]
-        cli.run([*map(str, words), "--device", "cpu", "--save", "sdg,mask"])
-    files = [{n: d for n, d in digests(tmp_path / jobs).items() if n.endswith((".ply", ".nii.gz"))} for jobs in "02"]
-    assert files[0] == files[1]
-    assert table(tmp_path / "0").keys() == table(tmp_path / "2").keys() == {"a", "b"}
+    save(tmp_path / "in" / "c.nii.gz", np.stack([wall(scale=scale) for scale in (0.9, 0.85)], axis=3))
+    ways = {"one": ("--jobs", "0"), "two": ("--jobs", "2"), "three": ("--jobs", "1", "--batch-size", "3"), "auto": ()}
+    for name, how in ways.items():
+        words = [tmp_path / "in", "-o", tmp_path / name, "--model", toy, "--engine", "onnx", *how, "-q"]
+        assert cli.run([*map(str, words), "--device", "cpu", "--save", "sdg,mask"]) == 0
+    files, *others = (
+        {n: d for n, d in digests(tmp_path / name).items() if n.endswith((".ply", ".nii.gz"))} for name in ways
+    )
+    assert len(files) == 12
+    assert others == [files] * 3
 
 
 @pytest.mark.parametrize(
@@ -140,7 +144,9 @@ def test_what_keeps_a_process_from_starting_ends_the_run(run, folder, tmp_path, 
 
 
 def test_an_engine_lost_in_a_process_ends_the_run_with_its_code(run, folder, tmp_path):
-    code, _, stderr = run(folder, "-o", tmp_path / "out", "-q", opener=StubOpener({2: EngineError("device lost")}))
+    code, _, stderr = run(
+        folder, "-o", tmp_path / "out", "-q", "--jobs", "1", opener=StubOpener({2: EngineError("device lost")})
+    )
     assert code == 5
     assert stderr.splitlines() == ["m2s-run: error: device lost"]
     assert [row["status"] for row in table(tmp_path / "out").values()] == ["ok"]
@@ -195,7 +201,7 @@ def alive(pid):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_no_process_outlives_its_parent(folder, tmp_path, number):
-    process = start(folder, "-o", tmp_path / "out", trouble="{2: 'hang'}")
+    process = start(folder, "-o", tmp_path / "out", "--jobs", "1", trouble="{2: 'hang'}")
     until((tmp_path / "out" / "a" / "a.json").is_file)
     family = children(process.pid)
     assert family
@@ -209,7 +215,7 @@ def test_no_process_outlives_its_parent(folder, tmp_path, number):
 
 def test_two_runs_do_not_share_a_folder(run, folder, tmp_path):
     out = tmp_path / "out"
-    first = start(folder, "-o", out, trouble="{2: 'hang'}")
+    first = start(folder, "-o", out, "--jobs", "1", trouble="{2: 'hang'}")
     until((out / "a" / "a.json").is_file)
     before = digests(out)
     for again in (["--overwrite"], ["--shard", "1/2"]):
@@ -229,17 +235,15 @@ SPEC = TaskSpec(Path("out"), Options(), (Source(Path("a"), "a", "a"),))
 
 
 def test_devices_and_jobs_become_processes():
-    def devices(jobs=1, **changes):
-        return [(spec.device, spec.threads) for spec in shared(TaskSpec(**(vars(SPEC) | changes)), jobs)]
+    def devices(jobs=1, sources=9, **changes):
+        return [(spec.device, spec.threads) for spec in shared(TaskSpec(**(vars(SPEC) | changes)), jobs, sources)]
 
-    from m2s_runtime.engines.base import usable_cores
-
-    half = max(usable_cores() // 2, 1)
-    assert devices() == [("auto", 0)]
+    assert devices() == [("auto", 1)]
     assert devices(device="cuda:1", threads=3) == [("cuda:1", 3)]
-    assert devices(device="cuda:0, cuda:1") == [("cuda:0", half), ("cuda:1", half)]
-    assert devices(jobs=2) == [("cpu", half)] * 2
+    assert devices(device="cuda:0, cuda:1") == [("cuda:0", 1), ("cuda:1", 1)]
+    assert devices(jobs=2) == [("cpu", 1)] * 2
     assert devices(jobs=3, device="cpu", threads=5) == [("cpu", 5)] * 3
+    assert devices(jobs=3, sources=2) == [("cpu", 1)] * 2
 
 
 @pytest.mark.parametrize(
@@ -270,7 +274,7 @@ def test_the_event_log_tells_every_case(run, folder, tmp_path):
     assert [event["event"] for event in events] == ["start", "case", "case", "case", "case", "end"]
     done, failed = events[1], events[4]
     assert (done["case"], done["state"], done["stages"]["mc"]) == ("a", "done", 0.25)
-    assert done["files"] == [str(tmp_path / "out" / "a" / "a.ply")]
+    assert done["files"][0] == str(tmp_path / "out" / "a" / "a.ply")
     assert (failed["case"], failed["state"], failed["error"]) == ("d", "failed", "unreadable")
     assert (events[-1]["exit_code"], events[-1]["cases"]) == (8, {"done": 3, "failed": 1})
     run(folder, "-o", tmp_path / "out", "--jobs", "0", "--log-json", log)

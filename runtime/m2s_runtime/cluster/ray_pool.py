@@ -17,8 +17,8 @@ from m2s_runtime.cluster.node import Node, Report
 from m2s_runtime.cluster.ray_cluster import chosen_address, connected, room
 from m2s_runtime.errors import EngineError, Stop, UsageProblem
 from m2s_runtime.inputs import Source
-from m2s_runtime.journal import Row
 from m2s_runtime.outcome import Outcome
+from m2s_runtime.record import Row
 from m2s_runtime.task import CRASHED, Bound, TaskSpec, lost
 
 _TRIES: Final = 3
@@ -201,6 +201,7 @@ def _anywhere(spec: TaskSpec) -> TaskSpec:
         engine_dir=spec.engine_dir and spec.engine_dir.absolute(),
         model=model,
         threads=spec.threads or 1,
+        batch_size=spec.batch_size or 1,  # a worker has one source at a time
     )
 
 

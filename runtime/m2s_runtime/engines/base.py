@@ -1,7 +1,7 @@
 """What the pipeline needs of an engine, and the checks that every engine shares."""
 
-import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from m2s_runtime.bundle import Bundle
 from m2s_runtime.engines.onnx_file import keeps_data_elsewhere
-from m2s_runtime.errors import BundleError, NotFinite
+from m2s_runtime.errors import BundleError, EmptyWall, NotFinite
 from m2s_runtime.manifest import FLAVOURS, GraphSpec
 
 Arrays = dict[str, NDArray[Any]]
@@ -75,11 +75,70 @@ class Generates(Protocol):
         ...
 
 
-def usable_cores() -> int:
-    """Cores that this process may be scheduled on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+@dataclass(frozen=True)
+class Drawn:
+    """What an engine that `Draws` makes of H stacks, with M samples.
+
+    Attributes:
+        walls: (H, X, Y, Z) float32, probability of wall on the grid.
+        sdgs: (M, X, Y, Z) float32 mm; zeros where the stack is at fault.
+        states: (H, 2) int32: 1 where there is wall; 1 where super-resolution returned NaN or infinity.
+    """
+
+    walls: Floats
+    sdgs: Floats
+    states: NDArray[np.int32]
+
+    @property
+    def faulty(self) -> NDArray[np.bool_]:
+        """(H,) which stacks `check` would refuse."""
+        return (self.states[:, 0] == 0) | (self.states[:, 1] != 0)
+
+    def check(self) -> None:
+        """Refuse the first stack that is at fault.
+
+        Raises:
+            NotFinite: super-resolution returned NaN or infinity.
+            EmptyWall: it left nothing.
+        """
+        for wall, spoilt in self.states:
+            if spoilt:
+                raise _not_finite("sr", "prob")
+            if not wall:
+                raise EmptyWall(
+                    "no voxel of the wall is left: check that the mask holds the wall of the left ventricle"
+                )
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """An engine that keeps everything from super-resolution to the decoded SDG on its device, the C-SDG too."""
+
+    def draw(
+        self,
+        slices: Floats,
+        shifts: Floats,
+        steps_mm: NDArray[np.float64],
+        noise: Floats,
+        levels: Sequence[int],
+        bars: NDArray[np.float64],
+    ) -> Drawn:
+        """Super-resolve, measure the C-SDG, encode, denoise along `levels`, decode.
+
+        One stack without wall, or with NaN, is told in `Drawn.states` and leaves the others as they are.
+
+        Args:
+            slices: (1 or M, 1, 128, 128, 12), what the graph `sr` takes; one stack is shared by all samples.
+            shifts: (as many, 12, 2) mm, centred.
+            steps_mm: (as many,) effective distances between the slices.
+            noise: (M, D, X', Y', Z') to start from.
+            levels: from `ddim.timesteps`.
+            bars: from `ddim.alpha_bars`.
+
+        Raises:
+            NotFinite: NaN or infinity in what was decoded.
+        """
+        ...
 
 
 def graph_bytes(bundle: Bundle, graph: str, precision: str = "float32") -> tuple[str, bytes]:
@@ -139,7 +198,9 @@ def finite_outputs(graph: str, outputs: Arrays) -> Arrays:
     """
     for name, array in outputs.items():
         if not np.isfinite(array).all():
-            raise NotFinite(
-                f"network {graph} returned NaN or infinity in {name}: try --device cpu, and report the case"
-            )
+            raise _not_finite(graph, name)
     return outputs
+
+
+def _not_finite(graph: str, name: str) -> NotFinite:
+    return NotFinite(f"network {graph} returned NaN or infinity in {name}: try --device cpu, and report the case")

@@ -1,6 +1,7 @@
 """Opening the engine that was asked for, or the fastest that may be trusted here.
 
-The order of speed is measured on one CPU (benchmarks/engine_parity.py) and, for GPUs, taken on trust.
+The order of speed is measured on one CPU (docs/performance.md) and, for GPUs, taken on trust: OpenVINO is ahead of ONNX
+Runtime by its bfloat16, which only the steps of the denoiser take, so that a bundle of one step has no use for it.
 An engine counts when it is installed, fits the device and has passed parity on this very bundle: `manifest.parity` is
 that of ONNX Runtime in float32, `manifest.proven` holds the others. ONNX Runtime on a GPU runs the same float32 graphs
 without TF32 and needs no record of its own.
@@ -17,11 +18,12 @@ from m2s_runtime.engines.onnx import OnnxEngine, lists_cuda
 from m2s_runtime.errors import EngineError, UsageProblem
 
 if TYPE_CHECKING:
+    from m2s_runtime.engines.drawing import DrawingEngine
     from m2s_runtime.engines.onnx_bound import BoundOnnxEngine
     from m2s_runtime.engines.openvino import OpenVinoEngine
     from m2s_runtime.engines.trt import TrtEngine
 
-Opened = Union[OnnxEngine, "BoundOnnxEngine", "OpenVinoEngine", "TrtEngine"]
+Opened = Union[OnnxEngine, "BoundOnnxEngine", "OpenVinoEngine", "TrtEngine", "DrawingEngine"]
 
 _SERVES: Final = {
     "onnx": ("float32", "float16"),
@@ -48,9 +50,10 @@ def open_named(
     if precision not in _SERVES[engine]:
         raise UsageProblem(f"--precision {precision}: --engine {engine} has {' and '.join(_SERVES[engine])}")
     if engine == "trt":
+        from m2s_runtime.engines.drawing import drawing
         from m2s_runtime.engines.trt import TrtEngine
 
-        return TrtEngine(bundle, device, threads, precision=precision, folder=folder)
+        return drawing(TrtEngine(bundle, device, threads, precision=precision, folder=folder))
     if engine == "openvino":
         from m2s_runtime.engines.openvino import OpenVinoEngine
 
@@ -91,10 +94,10 @@ def _proven(
     """Engine `name` in its fastest precision that has passed; None, with the reasons noted, when it cannot be had."""
     if not any(importlib.util.find_spec(module) for module in _MODULES[name]):
         return None
-    order = _NARROWEST[name]
-    if name == "openvino" and bundle.manifest.steps == 1:  # a loop of one step gains nothing, and float32 is closer
-        order = order[::-1]
-    widths = [w for w in order if precision in ("auto", w) and f"{name}-{w}" in bundle.manifest.proven]
+    if name == "openvino" and bundle.manifest.steps == 1:
+        passed_over.append("openvino gains nothing in a single step")
+        return None
+    widths = [w for w in _NARROWEST[name] if precision in ("auto", w) and f"{name}-{w}" in bundle.manifest.proven]
     if not widths:
         passed_over.append(f"{name} is not proven on this bundle")
     for width in widths:
@@ -105,13 +108,16 @@ def _proven(
     return None
 
 
-def _onnx(bundle: Bundle, device: str, threads: int, precision: str = "float32") -> "OnnxEngine | BoundOnnxEngine":
+def _onnx(
+    bundle: Bundle, device: str, threads: int, precision: str = "float32"
+) -> "OnnxEngine | BoundOnnxEngine | DrawingEngine":
     engine = OnnxEngine(bundle, device, threads, precision)
     if engine.device == "cpu" or engine.cuda is None:
         return engine
+    from m2s_runtime.engines.drawing import drawing
     from m2s_runtime.engines.onnx_bound import BoundOnnxEngine
 
-    return BoundOnnxEngine(engine, engine.cuda)
+    return drawing(BoundOnnxEngine(engine, engine.cuda))
 
 
 def _explained(engine: Opened, why: str) -> Opened:

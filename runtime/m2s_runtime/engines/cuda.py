@@ -12,10 +12,28 @@ from functools import partial
 from types import ModuleType
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+from m2s_runtime.device_csdg import Launch
+from m2s_runtime.engines.base import first_line
 from m2s_runtime.engines.resident import Staged, Work
 from m2s_runtime.errors import EngineError, UsageProblem
 
 _LOG: Final = logging.getLogger(__name__)
+
+_THREADS: Final = 128
+"""Threads of a block: four warps."""
+
+QUALIFIERS: Final = """
+#define KERNEL extern "C" __global__ void
+#define DEVICE static __device__ __forceinline__
+#define THREAD (int)(blockIdx.x * blockDim.x + threadIdx.x)
+"""
+"""What kernels leave open, in CUDA; see `m2s_runtime.device_csdg.Device`."""
+
+OPTIONS: Final = ("--fmad=false",)
+"""For NVRTC: without fused multiply-adds a GPU rounds like any CPU, which is what the tests compute on."""
 
 
 class Cuda:
@@ -60,7 +78,35 @@ class Cuda:
         cupyx = importlib.import_module("cupyx")
         return Staged(cupyx.zeros_pinned(shape, dtype), self._cupy.zeros(shape, dtype))
 
-    def scratch(self, size: int) -> Any:  # noqa: ANN401 - CuPy is imported when needed
+    def compiled(self, source: str) -> Launch:
+        """Kernels of this text; see `m2s_runtime.device_csdg.Device`.
+
+        Raises:
+            EngineError: it cannot be compiled for this GPU.
+        """
+        module = self._cupy.RawModule(code=QUALIFIERS + source, options=OPTIONS, backend="nvrtc")
+        try:
+            module.compile()
+        except Exception as error:  # its own compiler, loader and driver errors share no public base
+            raise EngineError(f"cuda:{self.index} cannot compile the distance kernels ({first_line(error)})") from error
+
+        def launch(name: str, threads: int, *arguments: Any) -> None:  # noqa: ANN401
+            blocks = -(-threads // _THREADS)
+            # A plain int would be passed in 64 bits.
+            given = tuple(np.int32(one) if isinstance(one, int) else one for one in arguments)
+            module.get_function(name)((blocks,), (_THREADS,), given)
+
+        return launch
+
+    def held(self, array: NDArray[Any]) -> Any:  # noqa: ANN401 - CuPy is imported when needed
+        """A copy on the GPU."""
+        return self._cupy.asarray(array)
+
+    def fetched(self, array: Any) -> NDArray[Any]:  # noqa: ANN401
+        """A copy on the host, once everything enqueued is done."""
+        return self._cupy.asnumpy(array)
+
+    def scratch(self, size: int) -> Any:  # noqa: ANN401
         """So many bytes on the GPU, with anything in them."""
         return self._cupy.empty(size, "uint8")
 

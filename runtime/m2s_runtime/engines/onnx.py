@@ -3,15 +3,18 @@
 import importlib
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from types import ModuleType
 from typing import Any, Final, Literal, Protocol, cast
 
 from numpy.typing import NDArray
 
 from m2s_runtime.bundle import Bundle
-from m2s_runtime.engines.base import Arrays, finite_outputs, first_line, fitted_inputs, graph_bytes, usable_cores
+from m2s_runtime.engines.base import Arrays, finite_outputs, first_line, fitted_inputs, graph_bytes
 from m2s_runtime.engines.cuda import Cuda, cuda_index
+from m2s_runtime.engines.winograd import with_fewer_products
 from m2s_runtime.errors import BundleError, EngineError
+from m2s_runtime.machine import usable_cores
 from m2s_runtime.manifest import GRAPHS, GraphSpec, TensorSpec
 
 _LOG: Final = logging.getLogger(__name__)
@@ -109,6 +112,8 @@ class OnnxEngine:
         where, model = graph_bytes(bundle, graph, self._precision)
         session = self._cuda_session(model, index) if provider == _CUDA else None
         try:
+            if provider == _CPU and self._precision == "float32":
+                model = with_fewer_products(model)
             session = session or self._create(model, [_CPU])
         except Exception as error:  # onnxruntime's own exceptions share no public base
             raise BundleError(
@@ -132,16 +137,22 @@ class OnnxEngine:
 
     def _create(self, model: bytes, providers: Sequence[object]) -> Session:
         # onnxruntime's own fallback to other providers would print to stdout.
-        made = self._ort.InferenceSession(model, self._options(), providers=providers, enable_fallback=0)
+        made = self._ort.InferenceSession(
+            model, self._options(on_cpu=_CPU in providers[:1]), providers=providers, enable_fallback=0
+        )
         return cast(Session, made)
 
-    def _options(self) -> object:
+    def _options(self, *, on_cpu: bool) -> object:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
+        if on_cpu:  # sessions run in turn: one pool of memory serves them all, and no plan keeps another for each
+            _share_memory()
+            options.add_session_config_entry("session.use_env_allocators", "1")
+            options.enable_mem_pattern = False
         return options
 
 
@@ -151,6 +162,14 @@ def lists_cuda() -> bool:
         return _CUDA in importlib.import_module("onnxruntime").get_available_providers()
     except ImportError:
         return False
+
+
+@cache
+def _share_memory() -> None:
+    """Once a process: an allocator for all sessions that grows by what is asked for, not by doubling."""
+    ort = _onnxruntime()
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
 def _onnxruntime() -> ModuleType:

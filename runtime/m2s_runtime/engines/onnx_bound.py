@@ -26,7 +26,7 @@ class BoundOnnxEngine:
         self.name, self.device, self.threads = engine.name, engine.device, engine.threads
         self.description = engine.description
         executor = OnnxExecutor(engine.sessions, engine.specs, engine.device)
-        self._resident = Resident(memory, executor, engine.specs)
+        self.resident: Final = Resident(memory, executor, engine.specs)
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """See `m2s_runtime.engines.base.Engine.run`."""
@@ -34,7 +34,7 @@ class BoundOnnxEngine:
 
     def generate(self, csdg: Floats, noise: Floats, levels: Sequence[int], bars: NDArray[Any]) -> Floats:
         """See `m2s_runtime.engines.base.Generates`."""
-        return self._resident.generate(csdg, noise, levels, bars)
+        return self.resident.generate(csdg, noise, levels, bars)
 
 
 class OnnxExecutor:

@@ -1,4 +1,4 @@
-"""Just enough of the protobuf wire format to tell whether an ONNX file points at data outside itself.
+"""Whether an ONNX file points at data outside itself.
 
 onnxruntime releases differ in which of these paths they follow; a bundle has no use for any, so all are refused before
 a session is made.
@@ -7,7 +7,8 @@ a session is made.
 from collections.abc import Iterator
 from typing import Final
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+from m2s_runtime.engines.onnx_wire import raw_fields
+
 _MODEL: Final = "model"
 _TENSOR: Final = "tensor"
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
@@ -38,7 +39,7 @@ def keeps_data_elsewhere(model: bytes) -> bool:
         kind, message, depth = stack.pop()
         if depth > _DEEPEST:
             raise ValueError("nested too deep")
-        for number, value in _fields(message):
+        for number, value in fields(message):
             if kind == _TENSOR:
                 if number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0):
                     return True
@@ -47,37 +48,10 @@ def keeps_data_elsewhere(model: bytes) -> bool:
     return False
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """Number and value of each field; fixed-width values are passed over as 0."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        number, wire = key >> 3, key & 7
-        if wire == _VARINT:
-            value, at = _varint(message, at)
-            yield number, value
-            continue
-        if wire == _BYTES:
-            length, at = _varint(message, at)
-        elif wire in (_FIXED64, _FIXED32):
-            length = 8 if wire == _FIXED64 else 4
-        else:
-            raise ValueError(f"wire type {wire}")
-        if at + length > len(message):
-            raise ValueError("truncated")
-        yield number, message[at : at + length] if wire == _BYTES else 0
-        at += length
+def fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+    """Number and value of each field; fixed-width values are passed over as 0.
 
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """Little-endian base-128 number at `at`, and where the next byte is."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(message):
-            raise ValueError("truncated")
-        byte = message[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise ValueError("a number longer than ten bytes")
+    Raises:
+        ValueError: not protobuf.
+    """
+    return ((number, value) for number, value, _ in raw_fields(message))

@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2s_runtime.bundle import Bundle
-from m2s_runtime.engines.base import Arrays, finite_outputs, first_line, fitted_inputs, graph_bytes, usable_cores
+from m2s_runtime.engines.base import Arrays, finite_outputs, first_line, fitted_inputs, graph_bytes
+from m2s_runtime.engines.winograd import with_fewer_products
 from m2s_runtime.errors import BundleError, EngineError
+from m2s_runtime.machine import usable_cores
 from m2s_runtime.manifest import BATCH, GRAPHS, TensorSpec
 
 _INSTALL: Final = 'pip install "mask2surface[openvino]"'
@@ -80,14 +82,15 @@ class OpenVinoEngine:
         where, data = graph_bytes(bundle, graph)
         spec = self._specs[graph]
         try:
-            model = self._core.read_model(data)
+            # bfloat16 has too few digits for the transforms.
+            model = self._core.read_model(data if narrow else with_fewer_products(data))
             if not (_agree(model.inputs, spec.inputs) and _agree(model.outputs, spec.outputs)):
                 raise BundleError(
                     f"{where}: its inputs or outputs are not those in the manifest; export the bundle anew"
                 )
             model.reshape({tensor.name: [1, *tensor.shape[1:]] for tensor in spec.inputs})
             return self._core.compile_model(model, "CPU", self._settings(narrow=narrow)).create_infer_request()
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise BundleError(
                 f"{where}: openvino cannot load it ({_reason(error)}); use --engine onnx or export the bundle anew"
             ) from error

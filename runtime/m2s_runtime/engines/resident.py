@@ -1,5 +1,7 @@
 """Encode, the whole DDIM loop and decode without leaving the device: one upload and one download a batch.
 
+Where `device_csdg` can be had, super-resolution and the C-SDG that come before them stay there too.
+
 Nothing here knows of CUDA. `Memory` hands out arrays and may record a piece of work to repeat it, an `Executor` binds
 graphs to such arrays; the tests run the same lines on NumPy arrays and the CPU.
 """
@@ -13,11 +15,14 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from m2s_runtime import ddim
-from m2s_runtime.engines.base import Arrays, Floats, finite_outputs, fitted_inputs
+from m2s_runtime import ddim, grid
+from m2s_runtime.device_csdg import Device, DeviceCsdg, agrees, plane_pairs
+from m2s_runtime.engines.base import Arrays, Drawn, Floats, finite_outputs, fitted_inputs
+from m2s_runtime.errors import EngineError
 from m2s_runtime.manifest import GraphSpec, TensorSpec
 
 Work = Callable[[], None]
+_Steps = Sequence[tuple[int, tuple[float, float]]]
 
 _MOST_PLANS: Final = 8
 """Graphs and batch sizes whose buffers are kept; a run uses about four."""
@@ -31,8 +36,8 @@ class Staged:
     array: Any
 
 
-class Memory(Protocol):
-    """Arrays and order of execution of one device."""
+class Memory(Device, Protocol):
+    """Arrays, kernels and order of execution of one device."""
 
     def scope(self) -> AbstractContextManager[object]:
         """Everything below runs inside: the device and its stream are the current ones."""
@@ -85,6 +90,20 @@ class Resident:
         """Allocate nothing yet."""
         self._memory, self._executor, self._specs = memory, executor, specs
         self._plans: dict[object, _Plan] = {}
+        self._csdg: DeviceCsdg | None = None
+
+    def prepare_csdg(self) -> DeviceCsdg:
+        """Compile what `draw` needs, unless that is done, and try it out.
+
+        Raises:
+            EngineError: the device does not compute what the host does.
+        """
+        if self._csdg is None:
+            with self._memory.scope():
+                if not agrees(self._memory):
+                    raise EngineError("the device does not measure the distances that the host does; please report it")
+                self._csdg = DeviceCsdg(self._memory)
+        return self._csdg
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """See `m2s_runtime.engines.base.Engine.run`."""
@@ -113,6 +132,40 @@ class Resident:
                 parts.append(plan.run({"csdg": given, "z": noise[first:last]}, last - first)["sdg"])
         return finite_outputs("decode", {"sdg": np.concatenate(parts)})["sdg"]
 
+    def draw(
+        self,
+        slices: Floats,
+        shifts: Floats,
+        steps_mm: NDArray[np.float64],
+        noise: Floats,
+        levels: Sequence[int],
+        bars: NDArray[np.float64],
+    ) -> Drawn:
+        """See `m2s_runtime.engines.base.Draws`."""
+        given = fitted_inputs("sr", self._specs["sr"], {"slices": slices, "shifts": shifts})
+        given["below"], given["weights"] = plane_pairs(steps_mm.tolist())
+        if len(slices) not in (1, len(noise)) or len(steps_mm) != len(slices):
+            raise ValueError(
+                f"{len(slices)} stacks of {len(steps_mm)} steps for {len(noise)} samples: give one, or one each"
+            )
+        steps = tuple(zip(levels, ddim.coefficients(levels, bars), strict=True))
+        parts: list[Arrays] = []
+        kernels = self.prepare_csdg()
+        with self._memory.scope():
+            for first, last, size in self._blocks(len(noise)):
+                shared = len(slices) == 1
+                hearts = slice(0, 1) if shared else slice(first, last)
+                sizes = _Sizes(self._executor.rows(1) if shared else size, size, shared=shared)
+                plan = self._plan(("draw", sizes, steps), partial(self._whole_draw, kernels, sizes, steps))
+                block = {name: array[hearts] for name, array in given.items()}
+                parts.append(plan.run({**block, "z": noise[first:last]}, last - first))
+        walls, states, sdgs = (np.concatenate([p[name] for p in parts]) for name in ("walls", "states", "sdg"))
+        found = Drawn(walls[: len(slices)], sdgs[:, 0], states[: len(slices)])
+        # What a stack without wall leads to means nothing, and is no fault of the others.
+        found.sdgs[np.broadcast_to(found.faulty, len(noise))] = 0
+        finite_outputs("decode", {"sdg": found.sdgs})
+        return found
+
     def _blocks(self, rows: int) -> Iterator[tuple[int, int, int]]:
         """First row, last row + 1, and rows to run, of which those beyond the last are padding."""
         first = 0
@@ -127,10 +180,39 @@ class Resident:
         work = self._executor.bind(graph, {name: staged.array for name, staged in {**reads, **writes}.items()})
         return _Plan(self._memory, reads, writes, work)
 
-    def _whole_loop(self, sizes: "_Sizes", steps: Sequence[tuple[int, tuple[float, float]]]) -> "_Plan":
-        """C-SDG and noise in, SDG out; between them the arithmetic of `ddim.sample`, in place."""
+    def _whole_loop(self, sizes: "_Sizes", steps: _Steps) -> "_Plan":
+        """C-SDG and noise in, SDG out."""
+        csdg = self._staged(self._specs["encode"].inputs[0], sizes.conditions)
+        z, sdg, work = self._loop(csdg, sizes, steps)
+        return _Plan(self._memory, {"csdg": csdg, "z": z}, {"sdg": sdg}, self._recorded(work))
+
+    def _whole_draw(self, kernels: DeviceCsdg, sizes: "_Sizes", steps: _Steps) -> "_Plan":
+        """Slices, shifts and noise in; the wall on the grid, what is the matter with it, and SDG out."""
+        sr, rows, staged = self._specs["sr"], sizes.conditions, self._memory.staged
+        reads = {t.name: self._staged(t, rows) for t in sr.inputs}
+        reads["below"] = staged((rows, grid.GRID[2]), "int32")
+        reads["weights"] = staged((rows, grid.GRID[2], 2), "float32")
+        writes = {"walls": staged((rows, *grid.GRID), "float32"), "states": staged((rows, 2), "int32")}
+        probability, csdg = self._staged(sr.outputs[0], rows), self._staged(self._specs["encode"].inputs[0], rows)
+        arrays = {t.name: reads[t.name].array for t in sr.inputs}
+        run_sr = self._executor.bind("sr", {**arrays, sr.outputs[0].name: probability.array})
+        measure = kernels.bind(
+            probability.array, reads["below"].array, reads["weights"].array,
+            writes["walls"].array, csdg.array, writes["states"].array,
+        )  # fmt: skip
+        z, sdg, sample = self._loop(csdg, sizes, steps)
+
+        def work() -> None:
+            run_sr()
+            measure()
+            sample()
+
+        return _Plan(self._memory, {**reads, "z": z}, {**writes, "sdg": sdg}, self._recorded(work))
+
+    def _loop(self, csdg: Staged, sizes: "_Sizes", steps: _Steps) -> tuple[Staged, Staged, Work]:
+        """Noise, SDG, and the work between them: the arithmetic of `ddim.sample`, in place."""
         encode, denoise, decode = (self._specs[graph] for graph in ("encode", "denoise", "decode"))
-        csdg, condition = (self._staged(t, sizes.conditions) for t in (*encode.inputs, *encode.outputs))
+        condition = self._staged(encode.outputs[0], sizes.conditions)
         z, zc, t, eps = (self._staged(t, sizes.samples) for t in (*denoise.inputs, *denoise.outputs))
         sdg = self._staged(decode.outputs[0], sizes.samples)
         bind = self._executor.bind
@@ -150,8 +232,10 @@ class Resident:
                 latent += noise
             run_decode()
 
-        recorded = self._memory.record(work) if self._executor.recordable else work
-        return _Plan(self._memory, {"csdg": csdg, "z": z}, {"sdg": sdg}, recorded)
+        return z, sdg, work
+
+    def _recorded(self, work: Work) -> Work:
+        return self._memory.record(work) if self._executor.recordable else work
 
     def _staged(self, tensor: TensorSpec, rows: int) -> Staged:
         return self._memory.staged((rows, *(int(side) for side in tensor.shape[1:])), tensor.dtype)

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2s_runtime.bundle import Bundle
-from m2s_runtime.engines.base import Arrays, Floats, usable_cores
+from m2s_runtime.engines.base import Arrays, Floats
 from m2s_runtime.engines.cache import EngineCache, EngineKey
 from m2s_runtime.engines.cuda import Cuda, addresses, cuda_index
 from m2s_runtime.engines.flavours import choose_flavour, engine_key, installed_flavours, load_flavour
 from m2s_runtime.engines.profiles import fitting
 from m2s_runtime.engines.resident import Resident, Work
 from m2s_runtime.errors import EngineError
+from m2s_runtime.machine import usable_cores
 from m2s_runtime.manifest import GRAPHS, BatchProfile, GraphSpec, TensorSpec
 
 _LOG: Final = logging.getLogger(__name__)
@@ -62,15 +63,15 @@ class TrtEngine:
         profiles = tuple(bundle.manifest.profiles.values())
         with cuda.scope():
             executor = TrtExecutor(module, built, bundle.manifest.graphs, profiles, cuda)
-        self._resident = Resident(cuda, executor, bundle.manifest.graphs)
+        self.resident: Final = Resident(cuda, executor, bundle.manifest.graphs)
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """See `m2s_runtime.engines.base.Engine.run`."""
-        return self._resident.run(graph, inputs)
+        return self.resident.run(graph, inputs)
 
     def generate(self, csdg: Floats, noise: Floats, levels: Sequence[int], bars: NDArray[np.float64]) -> Floats:
         """See `m2s_runtime.engines.base.Generates`."""
-        return self._resident.generate(csdg, noise, levels, bars)
+        return self.resident.generate(csdg, noise, levels, bars)
 
 
 def find_engines(

@@ -1,0 +1,63 @@
+"""The table over denoising steps, with a denoiser that knows the answer: the condition itself, whatever the way."""
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from toy import TOY
+
+from m2s.cli import evaluate
+from m2s.data.phantom import phantom
+from m2s.data.sdg import signed_distance_grid
+from m2s.evaluate import steps
+from m2s.evaluate.hearts import Cohort, Subject, heart_truth
+from m2s.evaluate.networks import ModelOptions, network_methods, pipeline_behind
+from m2s.evaluate.scores import markdown
+from m2s.evaluate.steps import Way
+from m2s_runtime import ddim
+from m2s_runtime.apex import close_apex
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def methods():
+    return network_methods(["ours"], ModelOptions(model=str(TOY), engine="onnx", device="cpu", steps=1))
+
+
+def test_every_way_ends_where_the_denoiser_says(methods):
+    pipeline = pipeline_behind(methods["ours"])
+    heart = phantom(3)
+    distances = signed_distance_grid(heart.grid_vertices, heart.faces)
+    zc = pipeline.engine.run("encode", {"csdg": distances[None, None]})["zc"]
+    wanted = close_apex(pipeline.engine.run("decode", {"z": zc})["sdg"][0, 0])[0]
+    for way in (Way(0), Way(1, 0.0), Way(1), Way(3), Way(1, start=500), Way(2, start=250)):
+        found = steps.sampled(pipeline.engine, pipeline.manifest, way, zc, "0" * 64, 0)
+        assert np.abs(found - wanted).max() < 0.02, way.name  # one step from t = 999 divides by 0.005
+
+
+def test_a_late_start_skips_the_noisiest_levels(methods):
+    manifest = pipeline_behind(methods["ours"]).manifest
+    assert Way(4).levels(manifest) == ddim.timesteps(4) == (999, 666, 333, 0)
+    assert Way(3, start=500).levels(manifest) == (500, 250, 0)
+    assert Way(1, start=500).levels(manifest) == (500,)
+    assert len({way.name for way in steps.WAYS}) == len(steps.WAYS)
+
+
+def test_a_stack_gives_a_row_a_way(monkeypatch, tmp_path, methods):
+    heart = phantom(3)
+    monkeypatch.setattr(steps, "subject", lambda *_: Subject("h", heart, heart_truth(heart)))
+    item = steps.SteppedStack(Cohort(tmp_path), 1400, 0, ways=(Way(0), Way(2, 0.0)))
+    rows = list(item.rows(methods))
+    assert [row["way"] for row in rows] == ["no step: condition decoded", "2 steps, temperature 0"]
+    assert rows[0]["dice"] == pytest.approx(rows[1]["dice"], abs=1e-3)
+    assert rows[0]["dice"] > 0.7
+    table = markdown(steps.groups(rows), steps.COLUMNS)
+    assert table.splitlines()[0].endswith("| sampling CPU s |")
+    assert len(table.splitlines()) == 4
+
+
+@pytest.mark.parametrize("option", [["--steps", "3"], ["--samples", "2"], ["--refine", "1"], ["--method", "nni"]])
+def test_options_that_mean_nothing_here_are_refused(option, tmp_path):
+    done = CliRunner().invoke(evaluate, ["steps", "--atlas", str(tmp_path), *option])
+    assert done.exit_code == 2
+    assert "leave" in done.output
