@@ -92,7 +92,7 @@ def test_exit_codes_and_errors_are_those_of_the_module(site: Path):
     page = (site / "exit-codes.html").read_text()
     for code, meaning in EXIT_CODES.items():
         assert re.search(rf"<td>{code}</td>\s*<td>{meaning}</td>", page)
-    for kind in CaseError.__subclasses__():
+    for kind in (k for k in CaseError.__subclasses__() if k.__module__ == CaseError.__module__):
         assert f"<code>{kind.code}</code>" in page
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) in readme

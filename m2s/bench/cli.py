@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from m2s_runtime.errors import BUG, INTERRUPTED, OK, SOME_FAILED, OutputError, Stop, UsageProblem, exit_codes
+from m2s_runtime.machine import one_blas_thread
 from m2s_runtime.text import clean
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ PARTS: Final = ("peaks", "networks", "hearts", "whole-run", "first-run")
 @click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Times that each heart is done.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps.  [default: the bundle's]")
 @click.option(
-    "--threads", type=click.IntRange(0), default=0, show_default=True, help="CPU threads of the networks; 0: all cores."
+    "--threads", type=click.IntRange(0), default=0, show_default=True, help="CPU threads of a line; 0: all cores."
 )
 @click.option("--jobs", type=click.IntRange(0), help="Processes of the whole command.  [default: m2s-run's own]")
 @click.option("--batch-sizes", default="1,4", show_default=True, metavar="N,…", help="Rows of a network call.")
@@ -70,18 +71,17 @@ def command(inputs: tuple[str, ...], **given: Any) -> int:  # noqa: ANN401 - cli
     The result goes to stdout as Markdown. It holds no names of files, users or machines.
     """
     lone = given["predict"] and not inputs and _unset("compare")
-    text = _predicted(given) if given["predict"] else ""
-    code = OK
+    if given["out"]:
+        _make_folder(given["out"])  # before minutes of measuring
+    text, result, code = _predicted(given) if given["predict"] else "", None, OK
     if not lone:
         result, code = _measured(inputs, given)
         from m2s.bench.tables import markdown
 
         text = markdown(result) + ("\n" + text if text else "")
-        if given["out"]:
-            _write(given["out"], result)
-    if given["out"]:
-        _write_text(given["out"] / "result.md", text)
     click.echo(text.rstrip())
+    if given["out"]:
+        _write(given["out"], text, result)
     return code
 
 
@@ -144,27 +144,30 @@ def _predicted(given: Mapping[str, Any]) -> str:
     return "\n\n".join(map(prediction_table, made)) + "\n"
 
 
-def _write(out: Path, result: "Result") -> None:
+def _write(out: Path, text: str, result: "Result | None") -> None:
     from m2s.bench.picture import draw
+    from m2s_runtime.atomic import write_text
     from m2s_runtime.strict_json import dumps
 
-    _write_text(out / "result.json", dumps(result))
+    write_text(out / "result.md", text)
+    if not result:
+        return
+    write_text(out / "result.json", dumps(result))
     if not any(line.hearts for line in result.lines):
         return
     try:
         draw(result.lines, out / "stages.png")
     except ImportError as error:
-        _say(f'no picture: matplotlib is not installed ({error}); run `pip install "mask2surface[train]"`')
+        _say(f"no picture: matplotlib is not installed ({error}); run `pip install matplotlib`")
 
 
-def _write_text(path: Path, text: str) -> None:
-    from m2s_runtime.atomic import write_text
-
+def _make_folder(out: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
     except OSError as error:
-        raise OutputError(f"--out {path.parent}: not usable as a folder ({error.strerror})") from error
-    write_text(path, text)
+        raise OutputError(f"--out {out}: not usable as a folder ({error.strerror})") from error
 
 
 def _parts(text: str) -> tuple[str, ...]:
@@ -192,6 +195,7 @@ def _say(text: str) -> None:
 
 def main() -> NoReturn:
     """Entry point of `m2s-bench`: errors raised on purpose become one line and their exit code."""
+    one_blas_thread()  # as m2s-run does
     try:
         code = command.main(standalone_mode=False)
     except click.ClickException as error:

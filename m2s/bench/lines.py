@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
+from m2s.bench.cards import PAPER_STEPS
 from m2s.bench.timed import Timed, timed
 from m2s_runtime.bundle import Bundle, load_bundle
 from m2s_runtime.engines import Engine, open_engine
 from m2s_runtime.errors import CaseError, EngineError, UsageProblem
 from m2s_runtime.inputs import Source
-from m2s_runtime.machine import usable_cores
 from m2s_runtime.options import PRECISIONS, Options
 from m2s_runtime.task import Task, TaskSpec
 
@@ -23,8 +23,6 @@ RUNTIME: Final = ("auto", "onnx", "openvino", "trt")
 
 TORCH: Final = ("torch-eager", "torch-compile", "reference")
 """Lines that need PyTorch."""
-
-PAPER_STEPS: Final = 10
 
 _SPEC: Final = re.compile(r"(?P<kind>[a-z-]+)(?::(?P<what>[a-z0-9]+))?(?:@(?P<device>[a-z0-9:]+))?")
 
@@ -106,12 +104,16 @@ class Facts:
 
 
 def facts(line: Line) -> Facts:
-    """What a line was bound to; `auto` finds its precision itself and tells it in its description."""
+    """What a line was bound to; `auto` finds its precision itself and tells it in its description.
+
+    Why it took this engine and not another stays out of results: that names folders.
+    """
     engine, precision = line.engine, line.spec.precision
+    description = engine.description.partition("; auto: ")[0]
     if precision == "auto":
-        bound = engine.description.partition(" on ")[0].split()
+        bound = description.partition(" on ")[0].split()
         precision = next((word for word in bound if word in ("float16", "bfloat16")), "float32")
-    return Facts(line.spec.name, engine.description, engine.device, precision, engine.threads, line.steps)
+    return Facts(line.spec.name, description, engine.device, precision, engine.threads, line.steps)
 
 
 def parse(text: str) -> tuple[LineSpec, ...]:
@@ -153,8 +155,7 @@ def open_line(spec: LineSpec, setup: Setup, out: Path, *, verify: bool = True) -
         )
         return _RuntimeLine(spec, setup, bundle, engine, out)
     mode = "compile" if spec.kind == "torch-compile" else "eager"
-    threads = usable_cores() if spec.kind == "reference" else setup.threads
-    engine = _torch_engine(spec, setup, bundle, mode, threads, verify=verify)
+    engine = _torch_engine(spec, setup, bundle, mode, verify=verify)
     if spec.kind == "reference":
         return _ReferenceLine(spec, setup, bundle, engine, out)
     return _RuntimeLine(spec, setup, bundle, engine, out)
@@ -219,14 +220,15 @@ def _heart(wall: float, cpu: float, engine: Timed, done: Sequence[dict[str, floa
 
 
 def _torch_engine(
-    spec: LineSpec, setup: Setup, bundle: Bundle, mode: Literal["eager", "compile"], threads: int, *, verify: bool
+    spec: LineSpec, setup: Setup, bundle: Bundle, mode: Literal["eager", "compile"], *, verify: bool
 ) -> Engine:
     try:
         from m2s.bench import torch_engine, weights
     except ImportError as error:
         raise EngineError(f'PyTorch is missing ({error}); run `pip install "mask2surface[bench]"`') from error
     nets = weights.nets_of_run(bundle, setup.run) if setup.run else weights.nets_of_bundle(bundle)
-    engine = torch_engine.TorchEngine(nets, bundle, mode, spec.device, threads)
+    kind = torch_engine.TorchEngine if spec.device == "cpu" else torch_engine.TorchLoopEngine
+    engine = kind(nets, bundle, mode, spec.device, setup.threads)
     if verify:
         torch_engine.verify(engine, bundle)
     return engine

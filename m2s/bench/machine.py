@@ -35,11 +35,13 @@ def describe() -> Machine:
     )
 
 
-def gpu_memory_mib(index: int) -> float | None:
-    """Memory in use on a card, by whomever; None where the driver does not tell."""
-    rows = _nvidia_smi("memory.used")
-    with contextlib.suppress(IndexError, ValueError):
-        return float(rows[index][0])
+def gpu_memory_mib() -> float | None:
+    """Memory in use on all cards, by whomever; None where the driver does not tell.
+
+    Of all, for the driver's numbers are not those of CUDA, which go by speed and may be those of a part of them.
+    """
+    with contextlib.suppress(ValueError):
+        return sum(float(row[0]) for row in _nvidia_smi("memory.used")) or None
     return None
 
 

@@ -52,7 +52,9 @@ class Samples:
         if not pairs:
             return []
         made: list[Ratio] = []
-        for what, pick in (("whole", _wall), ("CPU", _cpu), ("same c-sdg", None), ("networks", _networks)):
+        apart = all("c-sdg" in (heart.stages or {}) for a, b in pairs for heart in (*a, *b))  # a card does all at once
+        exchanged = [("same c-sdg", None)] if apart else []
+        for what, pick in (("whole", _wall), ("CPU", _cpu), *exchanged, ("networks", _networks)):
             slow = [_mean(a, pick) if pick else _exchanged(a, b) for a, b in pairs]
             fast = [_mean(b, pick or _wall) for _, b in pairs]
             made.append(Ratio(line, first, what, *ratio(slow, fast), len(pairs)))
@@ -68,13 +70,7 @@ def warm_up(line: Line, sources: Sequence[Source]) -> None:
             return
 
 
-def one_round(
-    lines: Sequence[Line],
-    sources: Sequence[Source],
-    samples: Samples,
-    turn: int = 0,
-    advance: Callable[[], None] = lambda: None,
-) -> None:
+def one_round(lines: Sequence[Line], sources: Sequence[Source], samples: Samples, turn: int = 0) -> None:
     """Let each line do every file before the next file's turn; who begins changes each time.
 
     Args:
@@ -82,7 +78,6 @@ def one_round(
         sources: files; one that fails on a line is left out on all.
         samples: to which the hearts are added.
         turn: number of the round.
-        advance: called after each file.
     """
     for line in lines:
         samples.hearts.setdefault(line.spec.name, {})
@@ -90,7 +85,6 @@ def one_round(
         if source.case not in samples.excluded:
             start = (turn + number) % len(lines)
             _one_file([*lines[start:], *lines[:start]], source, samples)
-        advance()
 
 
 def _one_file(lines: Sequence[Line], source: Source, samples: Samples) -> None:

@@ -50,7 +50,8 @@ class NetworkSettings:
                 found.append(rated(graph, batch, times, self.work.get(graph), peak, precision))
             if isinstance(engine, Generates):
                 inside = _steps_inside(engine, self.manifest, batch, self.seconds)
-                found += [rated(STEP_INSIDE, batch, inside, self.work.get("denoise"), peak, precision)] * bool(inside)
+                if inside:
+                    found.append(rated(STEP_INSIDE, batch, inside, self.work.get("denoise"), peak, precision))
         return found
 
 
@@ -86,7 +87,7 @@ def _repeated(call: Callable[[], object], seconds: float) -> list[float]:
 def _steps_inside(engine: Generates, manifest: Manifest, batch: int, seconds: float) -> list[float]:
     """Seconds of a denoising step in a loop on the device: a loop of eleven less one of one, shared by ten.
 
-    None where the machine is so busy that eleven steps seem to take no longer than one.
+    Empty where the machine is so busy that eleven steps seem to take no longer than one.
     """
     schedule = manifest.schedule
     bars = ddim.alpha_bars(schedule.beta_start, schedule.beta_end, schedule.train_steps)

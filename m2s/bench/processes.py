@@ -64,25 +64,24 @@ def whole_run(spec: LineSpec, setup: Setup, out: Path, jobs: int | None) -> Whol
     log = out / "events.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
-    # A file named outright may lie anywhere; the arguments of thousands fit a command line.
-    words = [str(source.path) for source in setup.sources]
-    words += ["--out", str(out / "whole"), "--overwrite", "-q", "--log-json", str(log), "--labels", setup.labels]
+    words = ["--out", str(out / "whole"), "--overwrite", "-q", "--log-json", str(log), "--labels", setup.labels]
     words += ["--engine", spec.kind, "--precision", spec.precision, "--device", spec.device]
     words += ["--threads", str(setup.threads)] if setup.threads else []
     for option, value in (("--model", setup.model), ("--steps", setup.steps), ("--jobs", jobs)):
         words += [option, str(value)] if value is not None else []
     words += ["--engine-dir", str(setup.engine_dir)] if setup.engine_dir else []
+    # A file named outright may lie anywhere; the arguments of thousands fit a command line.
+    words += ["--", *(str(source.path) for source in setup.sources)]
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = [sys.executable, "-c", "from m2s_runtime.cli import main; main()", *words]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         peak = _watched(process)
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = _finished(log)
+    done, seconds = finished(log)
     if process.returncode not in (0, SOME_FAILED) or not done:
         raise EngineError(f"{spec.name}: m2s-run ended with exit code {process.returncode}; its own lines say why")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    steady = (done[-1] - done[0]) / (len(done) - 1) if len(done) > 1 else None
-    return WholeRun(len(done), wall / len(done), cpu / len(done), steady, peak or None)
+    return WholeRun(done, wall / done, cpu / done, seconds / done, peak or None)
 
 
 def resident_mib(pid: int | str) -> float:
@@ -107,18 +106,25 @@ def _parents() -> dict[str, tuple[str, float]]:
 def _watched(process: subprocess.Popen[bytes]) -> float:
     """The most memory that it and its children held together, until it ended."""
     peak = 0.0
-    while process.poll() is None:
-        peak = max(peak, resident_mib(process.pid))
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_EVERY)
+    try:
+        while process.poll() is None:
+            peak = max(peak, resident_mib(process.pid))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_EVERY)
+    finally:
+        process.terminate()  # who interrupts the benchmark has not asked for a run to go on
     return peak
 
 
-def _finished(log: Path) -> list[float]:
-    """When each case was done, in seconds."""
+def finished(log: Path) -> tuple[int, float]:
+    """How many cases a run has done, and the seconds from the moment that it could begin to the last of them.
+
+    From the first case to the last would flatter: with several under way the first ones come all at once.
+    """
     events = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
-    done = [event for event in events if event["event"] == "case" and event["state"] == "done"]
-    return sorted(datetime.fromisoformat(event["time"]).timestamp() for event in done)
+    times = [datetime.fromisoformat(event["time"]).timestamp() for event in events]
+    done = [t for t, e in zip(times, events, strict=True) if e["event"] == "case" and e["state"] == "done"]
+    return len(done), max(done, default=0.0) - times[0] if done else 0.0
 
 
 def _elsewhere(work: Any, *given: Any) -> Any:  # noqa: ANN401 - whatever the function returns
@@ -134,7 +140,7 @@ def _elsewhere(work: Any, *given: Any) -> Any:  # noqa: ANN401 - whatever the fu
 def _first_run(spec: LineSpec, setup: Setup, out: Path, began: float) -> FirstRun:
     started = time.time() - began
     index = cuda_index(spec.device)
-    before = None if index is None else gpu_memory_mib(index)
+    before = None if index is None else gpu_memory_mib()
     line = open_line(spec, setup, out, verify=False)
     opened = time.time() - began
     made = time.time()
@@ -146,7 +152,7 @@ def _first_run(spec: LineSpec, setup: Setup, out: Path, began: float) -> FirstRu
         if line.heart(source).failure is None:
             break
     first_heart = time.time() - began - spent
-    after = None if index is None else gpu_memory_mib(index)
+    after = None if index is None else gpu_memory_mib()
     gpu = None if before is None or after is None else after - before
     return FirstRun(started, opened, first_call, first_heart, _largest_mib(), gpu)
 

@@ -1,9 +1,10 @@
 """A pipeline as one would write it from the paper: nibabel, eager PyTorch on all cores, Open3D distances, scikit-image.
 
 It does less than the runtime (no checks of the file, no tunnels, apex, agreement, flags, measurements or records), and
-what it shares with it (canonical grid, pool features, centring) is taken from there.
+what it shares with it (canonical grid, pool features, centring, sampling loop) is taken from there.
 """
 
+import functools
 import hashlib
 import time
 from importlib import import_module
@@ -19,6 +20,7 @@ from m2s_runtime.clock import Clock
 from m2s_runtime.csdg import to_grid
 from m2s_runtime.engines.base import Engine, first_line
 from m2s_runtime.errors import EngineError
+from m2s_runtime.generate import generate
 from m2s_runtime.labels import wall_mask
 from m2s_runtime.mesh_files import encode
 from m2s_runtime.placement import Canonical, canonicalise, slice_axis
@@ -28,7 +30,6 @@ from m2s_runtime.surface import Mesh
 
 Floats = npt.NDArray[np.float32]
 
-PAPER_STEPS: Final = 10
 _INSTALL: Final = 'pip install "mask2surface[bench]"'
 
 
@@ -36,7 +37,7 @@ class Reference:
     """One file at a time, in this process."""
 
     def __init__(self, bundle: Bundle, engine: Engine, steps: int, labels: str) -> None:
-        """Take the networks as they are; the engine's threads say nothing about Open3D, which takes all cores.
+        """Take the networks as they are; Open3D gets as many threads.
 
         Raises:
             EngineError: Open3D is not installed, or a library that it needs is not.
@@ -94,29 +95,27 @@ class Reference:
             probability = self._engine.run("sr", {"slices": slices, "shifts": shifts})["prob"][0, 0]
             mask = to_grid(probability, canonical.placement.step_mm) >= 0.5
         with clock("c-sdg"):
-            csdg = open3d_sdg(self._open3d, mask)
-        with clock("encode"):
-            zc = self._engine.run("encode", {"csdg": csdg[None, None]})["zc"]
-        with clock("denoise"):
-            noise = start_noise(key, 0, 1, manifest.latent_shape)
-            z = ddim.sample(lambda z, t: self._denoised(z, zc, t), noise, self._levels, self._bars)
-        with clock("decode"):
-            return self._engine.run("decode", {"z": z.astype(np.float32)})["sdg"][0, 0], common_shift(shifts, pool)[0]
-
-    def _denoised(self, z: Floats, zc: Floats, t: int) -> Floats:
-        inputs = {"z": z.astype(np.float32), "zc": zc, "t": np.full(len(z), t, np.int64)}
-        return self._engine.run("denoise", inputs)["eps"]
+            csdg = open3d_sdg(self._open3d, mask, self._engine.threads)
+        noise = start_noise(key, 0, 1, manifest.latent_shape)
+        sdgs = generate(self._engine, csdg[None, None], noise, self._levels, self._bars, clock)
+        return sdgs[0], common_shift(shifts, pool)[0]
 
 
-def open3d_sdg(open3d: Any, mask: npt.NDArray[np.bool_]) -> Floats:  # noqa: ANN401 - a module without types
+def open3d_sdg(open3d: Any, mask: npt.NDArray[np.bool_], threads: int) -> Floats:  # noqa: ANN401 - without types
     """What `m2s_runtime.csdg.coarse_sdg` computes, by marching cubes of the whole grid and Open3D's ray caster."""
     measure = import_module("skimage.measure")
     vertices, faces, _, _ = measure.marching_cubes(np.pad(mask, 1).astype(np.float32), 0.5)
     scene = open3d.t.geometry.RaycastingScene()
     scene.add_triangles(((vertices - 1) * grid.SPACING).astype(np.float32), faces.astype(np.uint32))
-    points = np.stack(np.meshgrid(*map(np.arange, grid.GRID), indexing="ij"), axis=-1) * grid.SPACING
-    distance = scene.compute_distance(open3d.core.Tensor(points.astype(np.float32))).numpy()
+    distance = scene.compute_distance(open3d.core.Tensor(_centres()), nthreads=threads).numpy()
     return np.where(mask, -distance, distance).astype(np.float32)
+
+
+@functools.cache
+def _centres() -> Floats:
+    """Of all voxels, mm."""
+    points = np.stack(np.meshgrid(*map(np.arange, grid.GRID), indexing="ij"), axis=-1) * grid.SPACING
+    return points.astype(np.float32)
 
 
 def load_open3d() -> Any:  # noqa: ANN401

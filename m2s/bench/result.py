@@ -141,7 +141,7 @@ class FirstRun:
         first_call: of a network.
         first_heart: file in, files out.
         peak_rss_mib: resident; None where there is no /proc.
-        gpu_mib: taken of the card's memory, whoever else uses it holding still; None for lines on the CPU.
+        gpu_mib: taken of the cards' memory, whoever else uses them holding still; None for lines on the CPU.
     """
 
     started: float
@@ -160,14 +160,14 @@ class WholeRun:
         hearts: cases done.
         wall: seconds a heart, start-up included.
         cpu: CPU seconds a heart, of all its processes.
-        steady: seconds a heart from the first finished case to the last; None with fewer than two.
+        steady: seconds a heart from the moment that bundle and engine were ready to the last case.
         peak_rss_mib: of all its processes together, sampled; None where there is no /proc.
     """
 
     hearts: int
     wall: float
     cpu: float
-    steady: float | None
+    steady: float
     peak_rss_mib: float | None
 
 
@@ -208,8 +208,8 @@ class Ratio:
         line: name.
         against: name of the first line.
         what: `whole`, `CPU` (seconds of all cores), `same c-sdg` (the line's distances exchanged for those of the first
-            line), `networks`, or `m2s-run` (a heart of the line against the whole command of the first line at its
-            steady rate). All but `CPU` are by the clock.
+            line, where both have a stage of that name), `networks`, or `m2s-run` (a heart of a line that `m2s-run` does
+            not have, against the whole command of the first line at its steady rate). All but `CPU` are by the clock.
         ratio: of the mean seconds a heart.
         low: 95 % bootstrap interval over hearts, paired.
         high: its upper end.

@@ -224,14 +224,14 @@ def _line_result(name: str, state: _State, first: FirstRun | None) -> LineResult
 
 
 def _ratios(state: _State) -> list[Ratio]:
-    """Of every line to the first, and of every line to the first one's whole command."""
+    """Of every line to the first, and of those without a whole command to that of the first."""
     names = list(state.samples.hearts)
     made: list[Ratio] = []
     for name in names[1:]:
         made += state.samples.ratios(name, names[0])
-        steady = [run.steady for run in state.whole.get(names[0], ()) if run.steady]
+        steady = [run.steady for run in state.whole.get(names[0], ())]
         slow = [sum(h.wall for h in hearts) / len(hearts) for hearts in state.samples.hearts[name].values()]
-        if steady and slow:
+        if steady and slow and name not in state.whole:
             fast = [sum(steady) / len(steady)] * len(slow)
             made.append(Ratio(name, names[0], "m2s-run", *ratio(slow, fast), len(slow)))
     return made

@@ -102,8 +102,8 @@ def _ratios(ratios: Sequence[Ratio]) -> str:
 def _whole_runs(lines: Sequence[LineResult]) -> str:
     rows = [
         (
-            line.name, str(run.hearts), f"{run.wall:.3f}", "-" if run.steady is None else f"{run.steady:.3f}",
-            f"{run.cpu:.3f}", _mib(run.peak_rss_mib),
+            line.name, str(run.hearts), f"{run.wall:.3f}", f"{run.steady:.3f}", f"{run.cpu:.3f}",
+            _mib(run.peak_rss_mib),
         )
         for line in lines for run in line.whole_runs
     ]  # fmt: skip

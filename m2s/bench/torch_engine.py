@@ -1,7 +1,7 @@
 """The networks in PyTorch behind the runtime's engine protocol: eager or compiled, on the CPU or a GPU."""
 
 import contextlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from m2s.bench.weights import Nets
 from m2s.bench.work import random_inputs
+from m2s_runtime import ddim
 from m2s_runtime.bundle import Bundle
-from m2s_runtime.engines.base import Arrays, finite_outputs, first_line, fitted_inputs
+from m2s_runtime.engines.base import Arrays, Floats, finite_outputs, first_line, fitted_inputs
 from m2s_runtime.engines.cuda import cuda_index
 from m2s_runtime.engines.onnx import OnnxEngine
 from m2s_runtime.errors import EngineError
@@ -45,6 +46,9 @@ class TorchEngine:
         self.device: Final = "cpu" if index is None else f"cuda:{index}"
         self.threads: Final = threads or usable_cores()
         self.description: Final = f"PyTorch {torch.__version__} {mode} on {self.device}, {self.threads} thread(s)"
+        # PyTorch's own default lets convolutions use TF32, with which no graph would agree to 1e-4.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True  # shapes are fixed
         self._specs = bundle.manifest.graphs
         self._modules: dict[str, Any] = {g: m.to(self.device) for g, m in nets.modules().items()}
         if mode == "compile":
@@ -68,6 +72,21 @@ class TorchEngine:
                 raise EngineError(
                     f"graph {graph} does not compile ({first_line(error)}); install a C++ compiler (g++)"
                 ) from error
+
+
+class TorchLoopEngine(TorchEngine):
+    """The same for a GPU: its sampling loop stays there, as in anybody's script."""
+
+    def generate(self, csdg: Floats, noise: Floats, levels: Sequence[int], bars: NDArray[np.float64]) -> Floats:
+        """See `m2s_runtime.engines.base.Generates`."""
+        encode, denoise, decode = (self._modules[graph] for graph in ("encode", "denoise", "decode"))
+        with torch.inference_mode(), torch_threads(self.threads):
+            z = torch.from_numpy(noise).to(self.device)
+            zc = encode(csdg=torch.from_numpy(csdg).to(self.device)).expand_as(z).contiguous()
+            for level, (a, b) in zip(levels, ddim.coefficients(levels, bars), strict=True):
+                z = a * z + b * denoise(z=z, zc=zc, t=torch.full((len(z),), level, device=self.device))
+            sdg = decode(z=z).cpu().numpy()
+        return finite_outputs("decode", {"sdg": sdg})["sdg"]
 
 
 @contextlib.contextmanager

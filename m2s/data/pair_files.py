@@ -1,8 +1,6 @@
 """Clinical pairs read once and kept on the canonical grid, so that fine-tuning does not resample them at every step."""
 
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +8,7 @@ import numpy as np
 
 from m2s.data.clinical import Pair, read_pair
 from m2s.data.labelmaps import LabelMaps, Part, Phase
+from m2s.pool import worker_pool
 from m2s_runtime.atomic import write_bytes
 from m2s_runtime.errors import CaseError, NoInputs, UsageProblem
 from m2s_runtime.grid import MASK_GRID, SLICES
@@ -43,7 +42,7 @@ def prepare_pairs(folder: Path, data: Path, part: Part, workers: int = 1) -> Pai
     files = [folder / f"{subject}-{phase}.npy" for subject, phase in cases]
     missing = [(data, *case, file) for case, file in zip(cases, files, strict=True) if not file.is_file()]
     if missing:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with worker_pool(workers) as pool:
             told = list(pool.map(_prepare, missing))
     else:
         told = []

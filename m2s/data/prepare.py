@@ -11,10 +11,9 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +26,7 @@ from m2s.data.labelmaps import LabelMap, LabelMaps, Phase, case_name
 from m2s.data.quality import Quality, mask_surface, measure
 from m2s.data.registration import Recipe, register
 from m2s.data.template import make_template
+from m2s.pool import worker_pool
 from m2s_runtime.atomic import sweep, write_text
 from m2s_runtime.errors import CaseError, NoInputs, Stop, UnreadableVolume, UsageProblem
 from m2s_runtime.grid import SPACING
@@ -148,8 +148,7 @@ def _rows(work: Sequence[Task], jobs: int) -> Iterator[Row]:
     if jobs == 1:
         yield from map(_row, work)
         return
-    # A fresh interpreter each: PyTorch's threads do not survive a fork.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with worker_pool(jobs) as pool:
         try:
             for future in as_completed([pool.submit(_row, task) for task in work]):
                 yield future.result()

@@ -1,9 +1,7 @@
 """Hearts reduced to what MC-Net of `compact` sees of their slices, so that motion can be added in closed form."""
 
 import io
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import torch
 
 from m2s.data.store import SHARD, HeartStore, StoreSpec
 from m2s.nets.slice_moments import wall_centroids, wall_moments
+from m2s.pool import worker_pool
 from m2s_runtime.atomic import write_bytes
 from m2s_runtime.grid import CENTRE, UPSAMPLING
 from m2s_runtime.slices import pool_features
@@ -64,7 +63,7 @@ def stored_shapes(folder: Path, spec: StoreSpec, workers: int = 1) -> SliceShape
             if len(kept["wall"]) == spec.hearts:
                 return SliceShapes(**{field.name: kept[field.name] for field in fields(SliceShapes)})
     starts = range(0, spec.hearts, SHARD)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with worker_pool(workers) as pool:
         parts = list(pool.map(_of_shard, [folder] * len(starts), [spec] * len(starts), starts))
     shapes = SliceShapes(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(SliceShapes)))
     buffer = io.BytesIO()

@@ -6,9 +6,7 @@ arguments give the same shards on any machine.
 
 import io
 import json
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, Literal
 
@@ -21,6 +19,7 @@ from m2s.data.heart import Heart, keyed_rng
 from m2s.data.labelmaps import LabelMaps
 from m2s.data.phantom import phantom
 from m2s.data.sdg import signed_distance_grid
+from m2s.pool import worker_pool
 from m2s_runtime.atomic import write_bytes
 from m2s_runtime.errors import UsageProblem
 from m2s_runtime.grid import MASK_GRID, SPACING, UPSAMPLING
@@ -154,7 +153,7 @@ def open_store(folder: Path, spec: StoreSpec, workers: int = 1) -> HeartStore:
     shards = range((spec.hearts + SHARD - 1) // SHARD)
     missing = [k for k in shards if _made(folder, k) < min(SHARD, spec.hearts - k * SHARD)]
     if missing:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with worker_pool(workers) as pool:
             list(pool.map(_make_shard, [folder] * len(missing), [spec] * len(missing), missing))
     return HeartStore(folder, spec)
 

@@ -2,20 +2,17 @@
 
 import hashlib
 import json
-import multiprocessing
-import os
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, field
 from functools import cache
-from multiprocessing.connection import wait
 from typing import Protocol, TypeVar
 
 from m2s.evaluate.methods import METHODS, NETWORK_METHODS, Method, classical_method
 from m2s.evaluate.networks import ModelOptions, network_methods
 from m2s.evaluate.rows import ITEM, RUN, RowFile
 from m2s.evaluate.scores import Row
+from m2s.pool import worker_pool
 from m2s_runtime.errors import CaseError, UsageProblem
 
 EVERY_METHOD = "-"
@@ -132,7 +129,7 @@ def _done(tasks: Sequence[tuple[Item, tuple[str, ...]]], setup: Setup, jobs: int
         for item, names in tasks:
             yield item, _rows(item, names, setup)
         return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_leave_with_parent) as pool:
+    with worker_pool(jobs) as pool:
         waiting: dict[Future[list[Row]], Item] = {pool.submit(_rows, *task, setup): task[0] for task in tasks}
         try:
             for future in as_completed(waiting):
@@ -153,13 +150,6 @@ def _rows(item: Item, names: tuple[str, ...], setup: Setup) -> list[Row]:
 def _methods(setup: Setup) -> dict[str, Method]:
     """One engine a process."""
     return setup.methods()
-
-
-def _leave_with_parent() -> None:
-    """End this process when the one that started it has gone, killed or not."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
 def _digest(facts: Mapping[str, object]) -> str:

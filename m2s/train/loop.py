@@ -9,10 +9,9 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from torch import Tensor, nn
 
+from m2s.pool import worker_pool
 from m2s.train.checkpoint import (
     Average,
     hardware,
@@ -271,7 +271,7 @@ class _Feed:
     _AHEAD = 4
 
     def __init__(self, source: Source, size: int, start: int) -> None:
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_adopt, initargs=(source,))
+        self._pool = worker_pool(1, _adopt, (source,))
         self._size, self._next = size, start
         self._queue: list[Future[Arrays]] = []
 

@@ -7,9 +7,7 @@ simulated stacks. Encoding costs more than a training step of the denoiser, so p
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +22,7 @@ from m2s.data.simulate import PAPER, MotionLaw, simulate_stack
 from m2s.data.store import HeartStore
 from m2s.nets.mcsr import McsrNet
 from m2s.nets.vqvae import VqVae
+from m2s.pool import worker_pool
 from m2s.train.loop import Arrays
 from m2s.train.mcsr import stack_inputs, symmetry
 from m2s.train.motion import training_law
@@ -120,7 +119,7 @@ def make_pairs(folder: Path, maker: PairMaker, count: int, workers: int = 1) -> 
     _claim(folder, maker)
     missing = [k for k in range((count + SHARD - 1) // SHARD) if not _file(folder, k).is_file()]
     if missing:
-        with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_adopt, initargs=(maker,)) as pool:
+        with worker_pool(workers, _adopt, (maker,)) as pool:
             for _ in track(pool.map(_make_shard, [folder] * len(missing), missing), "pairs", total=len(missing)):
                 pass
     return folder

@@ -61,10 +61,11 @@ def segment_means(segments: Segments, measured: Thickness) -> tuple[float | None
     """Mean thickness (mm) of segments 1 to 17: of what is measured from inside and from outside, both alike."""
     sides: list[Vectors] = []
     for side in (measured.endo, measured.epi):
-        of, values = segments[side], measured.thickness[side].astype(np.float64)
-        count = np.bincount(of, minlength=SEGMENTS + 1)[1:]
-        total = np.bincount(of, values, minlength=SEGMENTS + 1)[1:]
-        sides.append(np.where(count >= LEAST_POINTS, total / np.maximum(count, 1), np.nan))
+        of, areas = segments[side], measured.areas[side]
+        count, area, total = (
+            np.bincount(of, weights, SEGMENTS + 1)[1:] for weights in (None, areas, areas * measured.thickness[side])
+        )
+        sides.append(np.divide(total, area, out=np.full(SEGMENTS, np.nan), where=count >= LEAST_POINTS))
     known = [[mean for mean in both if np.isfinite(mean)] for both in zip(*sides, strict=True)]
     return tuple(float(np.mean(means)) if means else None for means in known)
 

@@ -30,7 +30,7 @@ from m2s_runtime.record import Record, Row
 from m2s_runtime.seats import Seats
 from m2s_runtime.slices import wall_slices
 from m2s_runtime.stacks import Stacks
-from m2s_runtime.text import clean
+from m2s_runtime.text import clean, without_folders
 
 if TYPE_CHECKING:
     from m2s_runtime.pipeline import Reconstruction
@@ -243,6 +243,7 @@ def told(row: Row, result: "Reconstruction", canonical: Canonical, measurements:
 def message_of(error: Exception, source: Source) -> str:
     """One clean line that names the file as the reports do and never its absolute path."""
     text = str(error) if isinstance(error, CaseError) else f"unexpected {type(error).__name__}: {error}"
-    text = clean(without_names(text, source).replace(str(source.path), source.relative))
+    text = without_names(text, source).replace(str(source.path), source.relative)
+    text = clean(text if isinstance(error, CaseError) else without_folders(text))
     name = Path(source.relative).name
     return text if name in text else f"{source.relative}: {text}"

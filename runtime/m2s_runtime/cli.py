@@ -25,6 +25,7 @@ from m2s_runtime.errors import (
     exit_codes,
 )
 from m2s_runtime.limits import Limits
+from m2s_runtime.machine import one_blas_thread
 from m2s_runtime.options import ENGINES, FORMATS, MOST_SAMPLES, PRECISIONS, QUALITIES, SAVES, SPACES, Options, Setup
 from m2s_runtime.quiet import quiet_libraries
 from m2s_runtime.text import clean
@@ -290,6 +291,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None takes those of the process.
     """
+    one_blas_thread()
     try:
         with quiet_libraries(tell), _terminable():
             code = command.main(args=arguments, prog_name="m2s-run", standalone_mode=False)

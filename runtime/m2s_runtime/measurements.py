@@ -42,7 +42,7 @@ class Measurements:
         mass_g: its mass.
         cavity_ml: volume of the cavity, closed at the base plane.
         length_mm: from the middle of the base plane to the farthest point of the wall.
-        thickness_mean_mm: wall thickness, mean over both of its surfaces.
+        thickness_mean_mm: wall thickness, mean over the area of both of its surfaces.
         thickness_max_mm: its 99th percentile.
         segments_mm: mean wall thickness of the AHA segments 1 to 17.
         mean_shift_mm: mean |component| of the slices' shifts, without what they have in common.
@@ -79,7 +79,7 @@ class Measurements:
         """The fields as `cases.csv` has them: lists, and the names of what is withheld, separated by blanks."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
         segments = self.segments_mm
-        found["segments_mm"] = segments and " ".join("-" if mm is None else f"{mm:.2f}" for mm in segments)
+        found["segments_mm"] = segments and " ".join("NA" if mm is None else f"{mm:.2f}" for mm in segments)
         found["withheld"] = " ".join(self.withheld) or None
         return found
 
@@ -140,7 +140,7 @@ def measure(canonical: "Canonical", reconstruction: "Reconstruction") -> Measure
         return Measured(replace(found, withheld=reasons), None, None)
     capped = _CAPPED in reconstruction.flags
     found = _with_cavity(found, cavity, vertices)
-    thickness = wall_thickness(reconstruction.sdg, vertices, cavity)
+    thickness = wall_thickness(reconstruction.sdg, vertices, reconstruction.mesh.faces, cavity)
     if thickness is None:
         names = ("thickness_mean_mm", "thickness_max_mm", "segments_mm")
         return Measured(_without(found, names, "the wall is closed in too few planes"), None, None)

@@ -35,7 +35,7 @@ class Row:
         length_mm: of the wall, from the base plane to the apex.
         thickness_mean_mm: mean thickness of the wall.
         thickness_max_mm: its 99th percentile.
-        segments_mm: mean thickness in the AHA segments 1 to 17, separated by blanks, `-` where one is withheld.
+        segments_mm: mean thickness in the AHA segments 1 to 17, separated by blanks, `NA` where one is withheld.
         closed: whether the surface is closed.
         components: connected parts of the surface.
         genus: handles of the surface, 0 for the wall of a cup.

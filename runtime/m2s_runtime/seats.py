@@ -43,10 +43,10 @@ class Seats:
         The caller holds a seat, which is lent out meanwhile. The items of sources that are open already go before
         sources that are not, so that few of them are open at a time. With a single seat or item all happens here.
         """
-        if self.count == 1 or len(items) == 1:
+        if self.count == 1 or len(items) <= 1:
             yield from map(work, items)
             return
-        self._leave()
+        self._leave(staying=1)
         try:
             with ThreadPoolExecutor(self.count) as pool:
                 yield from self._as_they_come(pool, work, items)
@@ -55,12 +55,15 @@ class Seats:
 
     def _as_they_come(self, pool: ThreadPoolExecutor, work: Callable[[T], U], items: Sequence[T]) -> Iterator[U]:
         under_way: set[Future[U]] = set()
-        for item in items:
-            self._take(insider=True)
-            under_way.add(pool.submit(self._seated, work, item))
-            done = {future for future in under_way if future.done()}
-            under_way -= done
-            yield from (future.result() for future in done)
+        try:
+            for item in items:
+                self._take(insider=True)
+                under_way.add(pool.submit(self._seated, work, item))
+                done = {future for future in under_way if future.done()}
+                under_way -= done
+                yield from (future.result() for future in done)
+        finally:
+            self._leave(0, staying=-1)
         yield from (future.result() for future in as_completed(under_way))
 
     def _seated(self, work: Callable[[T], U], item: T) -> U:
@@ -77,7 +80,9 @@ class Seats:
             self._free -= 1
             self.changed.notify_all()
 
-    def _leave(self) -> None:
+    def _leave(self, seats: int = 1, *, staying: int = 0) -> None:
+        """Give seats back; `staying` sources more have items left, and go before others."""
         with self.changed:
-            self._free += 1
+            self._free += seats
+            self._insiders += staying
             self.changed.notify_all()

@@ -20,8 +20,8 @@ STUDIES: Final = "studies.csv"
 _MISSING: Final = 0.1
 """Share of the frames of a cine that may lack a cavity volume."""
 
-_FRAME: Final = re.compile(r"(?<![a-z0-9])frame-?\d+(?![a-z0-9])", re.IGNORECASE)
-_PHASE: Final = re.compile(r"(?<![a-z0-9])e[ds](?![a-z0-9])", re.IGNORECASE)
+_FRAME: Final = re.compile(r"(?<![a-z0-9])frame-?0*(\d+)(?![a-z0-9])", re.IGNORECASE)
+_PHASE: Final = re.compile(r"(?<![a-z0-9])(e[ds])(?![a-z0-9])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)

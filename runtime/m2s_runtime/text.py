@@ -8,6 +8,9 @@ _UNSAFE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _FORMULA: Final = re.compile(r"""(^|[;|][\s"]*)(?=[=+\-@＝＋－＠])""")
 """Where a formula would begin, in wide letters too: at the start, or behind what some countries separate cells with."""
 
+_FOLDERS: Final = re.compile(r"""(?<![\w.:/\\-])([A-Za-z]:)?[/\\]{1,2}([^\s/\\'":,;()]+[/\\])+""")
+"""The folders of an absolute path."""
+
 
 def clean(text: str) -> str:
     """One printable line: white space becomes one blank; control, bidirectional and undecodable characters become `?`.
@@ -16,6 +19,11 @@ def clean(text: str) -> str:
     """
     line = " ".join(text.split())
     return line if line.isprintable() else "".join("?" if unicodedata.category(c) in _UNSAFE else c for c in line)
+
+
+def without_folders(text: str) -> str:
+    """A library's message with only the last part of each absolute path: where files lie is nobody else's business."""
+    return _FOLDERS.sub("", text)
 
 
 def csv_cell(value: object) -> str:

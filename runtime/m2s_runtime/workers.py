@@ -19,6 +19,9 @@ from m2s_runtime.supervised import FAREWELL_SECONDS, FOREVER, Flight, Worker, st
 from m2s_runtime.task import CRASHED, TIMEOUT, Bound, Task, TaskSpec, lost
 from m2s_runtime.worker import Ended, Job, Message, Note, Seated, Told
 
+_STARTS: Final = 3
+"""So many processes that die one after the other while they load end a run in which one could load."""
+
 _LONGEST_SECONDS: Final = 1e6
 """A longer time-out is none: systems cannot wait for more than 24 days at a time."""
 
@@ -92,6 +95,7 @@ class Workers:
         self._only_first_on_gpu = only_first_on_gpu
         self._workers: list[Worker | None] = [None] * len(specs)
         self._again: deque[Job] = deque()
+        self._stillborn = 0
         self._bound: Bound | None = None
 
     def open(self) -> Bound:
@@ -201,23 +205,28 @@ class Workers:
 
     def _agree(self, worker: Worker, bound: Bound) -> None:
         """Take note of what a process was bound to; all must make the same of a case, those that replace others too."""
-        worker.bound = bound
+        worker.bound, self._stillborn = bound, 0
         self._bound = self._bound or bound
         if bound.fingerprint != self._bound.fingerprint:
             raise EngineError(
-                f"the processes do not agree: one is bound to {self._bound.engine['description']}, another to "
-                f"{bound.engine['description']}; name --engine and use one kind of --device"
+                f"the processes do not agree: one is bound to {self._bound.engine['description']} with the "
+                f"{self._bound.kernel} distance kernel, another to {bound.engine['description']} with the "
+                f"{bound.kernel} one; name --engine and use one kind of --device"
             )
 
     def _lose(self, index: int, worker: Worker, error: Literal["crashed", "timeout"]) -> Iterator[Outcome | None]:
         """Record the case that a worker was lost with, and see to what else it had under way.
 
         Of several cases nobody knows which one it was: each is done again alone, after a time-out only those that were
-        late.
+        late. Nor does one that was starting in place of another tell of any.
         """
         now = time.monotonic()
         self._workers[index] = None
         worker.stop(0.0 if error == TIMEOUT else FAREWELL_SECONDS)  # to learn how it ended
+        if worker.bound is None and worker.flights and self._stillborn + 1 < _STARTS:
+            self._stillborn += 1
+            self._again.extend(flight.job for flight in worker.flights.values())
+            return
         if not worker.flights or worker.bound is None:
             raise EngineError(
                 f"the process for --device {self._specs[index].device} died while it loaded bundle and engine "

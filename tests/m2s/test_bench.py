@@ -18,13 +18,13 @@ pytest.importorskip("onnxruntime")
 
 from runtime.device import HostMemory
 
-from m2s.bench import cards, cli, lines, run
+from m2s.bench import cards, cli, lines, machine, run
 from m2s.bench.hearts import find_hearts, write_phantoms
 from m2s.bench.lines import Heart, LineSpec, Setup, expanded, facts, open_line, parse
 from m2s.bench.machine import describe
 from m2s.bench.measure import Samples, one_round
 from m2s.bench.networks import STEP_INSIDE, NetworkSettings, rated
-from m2s.bench.processes import first_run
+from m2s.bench.processes import finished, first_run
 from m2s.bench.result import Peak, Work, read_result
 from m2s.bench.statistics import quantiles, ratio
 from m2s.bench.timed import timed
@@ -88,6 +88,19 @@ def test_ratios_of_lines_by_hand():
     samples = Samples({"a": {"x": [heart(2, 3, 1, 0.5)]}, "b": {"x": [heart(11, 12, 4, 6), heart(13, 12, 4, 6)]}})
     found = {r.what: r.ratio for r in samples.ratios("b", "a")}
     assert found == {"whole": 6, "CPU": 4, "networks": 4, "same c-sdg": (12 - 6 + 0.5) / 2}
+    samples.hearts["a"]["x"] = [Heart(2, 3, 1, {"denoise": 1.5})]  # a card that draws has no such stage to lend
+    assert {r.what for r in samples.ratios("b", "a")} == {"whole", "CPU", "networks"}
+
+
+def test_the_steady_rate_is_not_that_of_cases_that_end_together(tmp_path):
+    """Two processes, two waves of 10 s each: 5 s a heart, though the last case ends 10 s after the first."""
+    log = tmp_path / "events.jsonl"
+    told = [{"event": "start"}, *[{"event": "case", "state": "done"}] * 4, {"event": "case", "state": "failed"}]
+    with log.open("w") as file:
+        for event, second in zip(told, (0, 10, 10, 20, 20, 59), strict=True):
+            file.write(json.dumps(event | {"time": f"2026-01-01T00:00:{second:02}.000+00:00"}) + "\n")
+    assert finished(log) == (4, 20.0)
+    assert finished(tmp_path / "none") == (0, 0.0)
 
 
 def test_network_rates_by_hand():
@@ -179,6 +192,14 @@ def test_usage(bench, words):
     assert bench("--model", TOY, *words)[0] == 2
 
 
+def test_a_folder_that_cannot_be_written_is_found_out_before_measuring(bench, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(run, "benchmark", lambda *_: pytest.fail("it measures"))
+    code, _, err = bench("--model", TOY, "--phantoms", 1, "--out", tmp_path / "file" / "speed")
+    assert code == 6
+    assert "not usable as a folder" in err
+
+
 def test_prediction_alone_measures_nothing(bench, tmp_path):
     code, out, err = bench("--predict", "rtx4090", "--model", TOY, "--out", tmp_path / "out")
     assert code == 0, err
@@ -236,6 +257,29 @@ def test_steps_of_a_loop_are_measured_from_inside():
     found = NetworkSettings((2,), 0.0, load_bundle(TOY).manifest, {}, {}).times(line)
     assert [(n.graph, n.batch) for n in found][-1] == (STEP_INSIDE, 2)
     assert found[-1].seconds.p50 >= 0.0035  # sleeping is never too short; the short loop may be longer than it should
+
+
+def test_a_machine_too_busy_to_tell_steps_apart_gets_no_such_row(monkeypatch):
+    monkeypatch.setattr(Sleeper, "generate", lambda *given: time.sleep(0.01 / len(given[3])))
+    line = SimpleNamespace(spec=LineSpec("onnx", "onnx"), engine=timed(Sleeper()), steps=10)
+    found = NetworkSettings((1,), 0.0, load_bundle(TOY).manifest, {}, {}).times(line)
+    assert STEP_INSIDE not in {n.graph for n in found}
+
+
+def test_why_an_engine_was_taken_is_not_told():
+    """The reasons of `auto` name folders: those of engines that were not built, for one."""
+    told = "onnxruntime 1 float16 on cuda:0, 1 thread(s); auto: trt: no engine in /home/ann/.cache"
+    engine = SimpleNamespace(description=told, device="cuda:0", threads=1)
+    found = facts(SimpleNamespace(spec=LineSpec("auto", "auto"), engine=engine, steps=1))
+    assert found.description == "onnxruntime 1 float16 on cuda:0, 1 thread(s)"
+    assert found.precision == "float16"
+
+
+def test_memory_of_cards_does_not_rest_on_their_numbers(monkeypatch):
+    monkeypatch.setattr(machine, "_nvidia_smi", lambda *_: [["100"], ["1500"]])
+    assert machine.gpu_memory_mib() == 1600
+    monkeypatch.setattr(machine, "_nvidia_smi", lambda *_: [])
+    assert machine.gpu_memory_mib() is None
 
 
 def test_machine_keeps_its_secrets():

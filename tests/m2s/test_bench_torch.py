@@ -16,14 +16,17 @@ from onnx import numpy_helper  # noqa: E402
 from m2s.bench import reference, torch_engine, weights  # noqa: E402
 from m2s.bench.hearts import find_hearts, write_phantoms  # noqa: E402
 from m2s.bench.lines import LineSpec, Setup, open_line  # noqa: E402
-from m2s.bench.torch_engine import TorchEngine, verify  # noqa: E402
+from m2s.bench.torch_engine import TorchEngine, TorchLoopEngine, verify  # noqa: E402
 from m2s.bench.weights import nets_of_bundle, nets_of_run  # noqa: E402
 from m2s.bench.work import random_inputs  # noqa: E402
+from m2s_runtime import ddim  # noqa: E402
 from m2s_runtime.bundle import load_bundle  # noqa: E402
+from m2s_runtime.clock import Clock  # noqa: E402
 from m2s_runtime.csdg import coarse_sdg  # noqa: E402
 from m2s_runtime.engines.base import graph_bytes  # noqa: E402
 from m2s_runtime.engines.onnx import OnnxEngine  # noqa: E402
 from m2s_runtime.errors import EngineError, UsageProblem  # noqa: E402
+from m2s_runtime.generate import generate  # noqa: E402
 from m2s_runtime.grid import GRID  # noqa: E402
 
 
@@ -108,7 +111,7 @@ def test_no_open3d(bundle, monkeypatch, tmp_path):
 def test_reference_makes_the_same_heart(bundle, monkeypatch, tmp_path):
     """With our distances in place of Open3D's and the bundle's steps, the surface is that of the runtime."""
     monkeypatch.setattr(reference, "load_open3d", lambda: None)
-    monkeypatch.setattr(reference, "open3d_sdg", lambda _, mask: coarse_sdg(mask))
+    monkeypatch.setattr(reference, "open3d_sdg", lambda _open3d, mask, _threads: coarse_sdg(mask))
     write_phantoms(tmp_path / "in", 1)
     sources = tuple(find_hearts([str(tmp_path / "in")], tmp_path / "none", None).sources)
     setup = Setup(None, "binary", 1, 10, None, None, sources)
@@ -131,7 +134,18 @@ def test_open3d_agrees_with_the_kernel():
     x, y, z = np.ogrid[: GRID[0], : GRID[1], : GRID[2]]
     radius = np.sqrt((x - 63.0) ** 2 + (y - 60.0) ** 2 + (2 * (z - 30.0)) ** 2)
     mask = (radius < 30) & (radius > 20)
-    assert abs(reference.open3d_sdg(open3d, mask) - coarse_sdg(mask)).max() < 1e-3
+    assert abs(reference.open3d_sdg(open3d, mask, 1) - coarse_sdg(mask)).max() < 1e-3
+
+
+def test_a_loop_on_the_device_is_the_loop_of_the_host(bundle, nets):
+    """What PyTorch does on a card, on the CPU; a condition is shared by two samples."""
+    engine = TorchLoopEngine(nets, bundle, "eager", "cpu", 1)
+    assert not torch.backends.cudnn.allow_tf32
+    csdg = random_inputs(bundle.manifest.graphs["encode"], 1)["csdg"]
+    noise = random_inputs(bundle.manifest.graphs["denoise"], 2)["z"]
+    levels, bars = ddim.timesteps(3), ddim.alpha_bars()
+    wanted = generate(TorchEngine(nets, bundle, "eager", "cpu", 1), csdg, noise, levels, bars, Clock())
+    np.testing.assert_allclose(engine.generate(csdg, noise, levels, bars)[:, 0], wanted, rtol=0, atol=1e-4)
 
 
 def test_threads_are_given_back():

@@ -102,9 +102,15 @@ class StubOpener:
     first: Path | None = None
     """The first to make this file gets an engine of another version."""
     log: Path | None = None
+    starts: Path | None = None
+    """A file that gets a letter for each process that loads; the second and third are killed."""
 
     def __call__(self, _):
         meet(self.error)
+        if self.starts is not None:
+            with self.starts.open("a+") as file:
+                file.write("x")
+            meet("kill" if self.starts.stat().st_size in (2, 3) else None)
         engine = self.engine
         if self.first is not None:
             with contextlib.suppress(FileExistsError):

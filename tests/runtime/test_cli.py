@@ -216,6 +216,16 @@ def test_help_imports_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(("asked", "used"), [(None, "1"), ("3", "3")])
+def test_blas_has_one_thread_unless_the_user_says_otherwise(asked, used):
+    """Set before NumPy loads it; threads that wait for each other have cost up to a second a heart."""
+    code = "import os; from m2s_runtime import cli; cli.run(['--version']); print(os.environ['OPENBLAS_NUM_THREADS'])"
+    environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"} | {"PYTHONPATH": str(RUNTIME)}
+    environment |= {"OPENBLAS_NUM_THREADS": asked} if asked else {}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == used
+
+
 def test_a_batch_never_imports_torch(folder, tmp_path):
     process = start(folder, "-o", tmp_path / "out", trouble="1: 'modules'")
     _, stderr = process.communicate(timeout=300)

@@ -16,6 +16,10 @@ class CUDARuntimeError(RuntimeError):
     pass
 
 
+class CUDADriverError(RuntimeError):
+    pass
+
+
 class OutOfMemoryError(MemoryError):
     pass
 
@@ -39,6 +43,7 @@ class FakeCupy:
         self.cuda = SimpleNamespace(
             Device=lambda index: _Device(self, index),
             Stream=lambda **_: self,
+            driver=SimpleNamespace(CUDADriverError=CUDADriverError),
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             runtime=SimpleNamespace(getDeviceCount=lambda: self._count(count), CUDARuntimeError=CUDARuntimeError),
         )
@@ -163,12 +168,15 @@ def test_what_recorded_work_reads_and_writes_lives_as_long_as_the_recording(inst
     assert alive() is None
 
 
-def test_work_that_fails_while_it_is_captured_is_done_step_by_step(install, caplog):
+@pytest.mark.parametrize(
+    "error", [EngineError("TensorRT, graph denoise: execution failed"), CUDADriverError("not permitted")]
+)
+def test_work_that_fails_while_it_is_captured_is_done_step_by_step(install, caplog, error):
     cupy = install()
 
     def work():
         if cupy.did[-1] == "begin":
-            raise EngineError("TensorRT, graph denoise: execution failed")
+            raise error
         cupy.did.append("work")
 
     go = Cuda(0).record(work)
@@ -226,7 +234,11 @@ def test_work_that_cannot_be_captured_is_done_step_by_step(install, caplog):
 
 @pytest.mark.parametrize(
     ("error", "told"),
-    [(OutOfMemoryError("4 GB"), "out of memory.*--samples"), (CUDARuntimeError("boom"), "boom.*nvidia-smi")],
+    [
+        (OutOfMemoryError("4 GB"), "out of memory.*--samples"),
+        (CUDARuntimeError("boom"), "boom.*nvidia-smi"),
+        (CUDADriverError("CUDA_ERROR_LAUNCH_FAILED"), "LAUNCH_FAILED.*nvidia-smi"),
+    ],
 )
 def test_what_cuda_finds_wrong_is_an_engine_error(install, error, told):
     install()

@@ -10,9 +10,9 @@ from toy import TOY, copy_toy, replace_file
 from m2s_runtime.bundle import load_bundle
 from m2s_runtime.ddim import alpha_bars
 from m2s_runtime.engines import open_engine
-from m2s_runtime.machine import usable_cores
 from m2s_runtime.errors import BundleError, EngineError, NotFinite, UsageProblem
 from m2s_runtime.grid import CENTRE
+from m2s_runtime.machine import usable_cores
 
 onnxruntime = pytest.importorskip("onnxruntime")
 LATENT = (64, 32, 32, 16)

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import trimesh
 from runtime.analytic_wall import ANTERIOR_DEG, HALF_ARC_DEG, SEPTUM_DEG, Tube, reconstructed, scan_of
 from runtime.shells import FRAME, reoriented
 from scipy.spatial import KDTree
@@ -18,6 +19,7 @@ from m2s_runtime.placement import canonicalise
 from m2s_runtime.septum import find_septum
 from m2s_runtime.shifts_file import Origin
 from m2s_runtime.surface import extract_surface
+from m2s_runtime.text import csv_cell
 from m2s_runtime.thickness import wall_thickness
 
 ORIGIN = Origin("a.nii.gz", "5" * 64, None, (120, 120, 15), np.eye(4))
@@ -85,6 +87,27 @@ def test_volume_of_the_cavity_of_half_an_ellipsoid():
     assert found.length_mm == pytest.approx(85.0, rel=0.01)
 
 
+@pytest.mark.parametrize("off", [(0.0, 0.0, 9.0), (0.0, 0.0, -6.0), (5.0, 0.0, 0.0), (0.0, -5.0, 0.0)])
+def test_the_mean_thickness_is_that_of_the_area(off):
+    """A ball with another one as its cavity, off the middle: vertices lie denser where the surface faces the apex."""
+
+    class Balls(Tube):
+        def signed_distance(self, points):
+            local = self.local(points)
+            outer, inner = (np.linalg.norm(np.stack(local, -1) - middle, axis=-1) for middle in middles)
+            return np.maximum.reduce([outer - 34, 22 - inner, -local[2]])
+
+    middles = np.array([0.0, 0.0, 10.0]), np.array([0.0, 0.0, 10.0]) + off
+    canonical, result = made(Balls(radius=28.0, length=20.0))
+    measured = measure(canonical, result)
+    rim = Tube().local(result.mesh.vertices[np.isfinite(measured.wall_thickness)])[2].min()
+    expected = []
+    for radius, this, other, reach in ((34, *middles, 22), (22, *middles[::-1], 34)):
+        ball = this + radius * trimesh.creation.icosphere(5).vertices
+        expected.append(abs(np.linalg.norm(ball[ball[:, 2] > rim] - other, axis=1) - reach).mean())
+    assert measured.measurements.thickness_mean_mm == pytest.approx(np.mean(expected), rel=0.01)
+
+
 def test_thickness_at_every_vertex_is_the_distance_to_the_other_surface():
     tube = Tube(wall=7.0)
     canonical, result = made(tube)
@@ -106,7 +129,7 @@ def test_thickness_at_every_vertex_is_the_distance_to_the_other_surface():
 def test_thickness_where_the_wall_swings(swinging):
     result = swinging[1]
     vertices = in_voxels(result)
-    found = wall_thickness(result.sdg, vertices, find_cavity(result.sdg, vertices))
+    found = wall_thickness(result.sdg, vertices, result.mesh.faces, find_cavity(result.sdg, vertices))
     x, y, h = Tube().local(result.mesh.vertices[found.endo])
     within = h < 50
     angle = np.arctan2(y, x)[within] - np.radians(ANTERIOR_DEG - 30)
@@ -289,6 +312,8 @@ def test_the_document_is_strict_and_reads_back():
     columns = read.measurements.columns()
     assert columns["withheld"] == "segments_mm"
     assert columns["segments_mm"] is None
+    some = replace(read.measurements, segments_mm=(None, 8.0, *[None] * 15)).columns()["segments_mm"]
+    assert csv_cell(some) == some == " ".join(["NA", "8.00", *["NA"] * 15])
 
 
 def test_the_bulls_eye_shows_every_value():

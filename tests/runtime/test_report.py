@@ -1,10 +1,13 @@
 """The report's files: what they hold of a case, and what the page does with folders in every state."""
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import json
+import os
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from runtime.shells import Shell, scan
 from runtime.stub import StubReconstructor, digests, save, wall
 from scipy.spatial import cKDTree
 
+from m2s_runtime import batch
 from m2s_runtime.grid import SPACING
 from m2s_runtime.measurements import measure
 from m2s_runtime.placement import canonicalise
@@ -272,6 +276,53 @@ def test_a_folder_with_nothing_in_it_or_rubbish_gives_a_page(run, tmp_path):
     assert run("--report-only", "-o", tmp_path)[0] == 0
     data, _ = read(tmp_path / "report.html")
     assert [item["status"] for item in data["cases"]] == ["failed", "failed"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"version": 1e999, "options": {"seed": -1e999}}', "[" * 100_000, '{"started": 5, "bundle": {"sha256": 7}}'],
+)
+def test_a_run_file_of_whatever_kind_gives_a_page(run, tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    assert run("--report-only", "-o", tmp_path)[0] == 0
+    summary = read(tmp_path / "report.html")[0]["summary"]
+    assert not {"version", "started"} & {name for name, value in summary.items() if not isinstance(value, str)}
+    assert summary["bundle"] == {}
+
+
+def test_a_rendering_that_is_killed_leaves_the_page_and_nothing_else(run, folder, tmp_path, monkeypatch):
+    run(folder, "-o", tmp_path)
+    before = digests(tmp_path)
+    if not (child := os.fork()):
+        monkeypatch.setattr(pages, "picture", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        with contextlib.suppress(Exception):
+            pages.write_report(tmp_path)
+        os._exit(1)
+    os.waitpid(child, 0)
+    assert digests(tmp_path).items() > before.items()
+    assert run("--report-only", "-o", tmp_path)[0] == 0
+    assert digests(tmp_path) == before
+
+
+def test_a_picture_that_is_a_pipe_is_passed_over(run, folder, tmp_path):
+    run(folder, "-o", tmp_path)
+    picture = tmp_path / "b" / "b_report.json.gz"
+    picture.unlink()
+    os.mkfifo(picture)
+    assert run("--report-only", "-o", tmp_path)[0] == 0
+    assert "is missing" in read(tmp_path / "report.html")[1]["b"]
+
+
+def test_where_this_program_lies_stays_out_of_its_messages(run, folder, tmp_path, monkeypatch):
+    def broken(*_):
+        raise ImportError(f"cannot import it ({tmp_path / 'deep' / 'file.py'})")
+
+    monkeypatch.setattr(batch, "measure", broken)
+    assert run(folder, "-o", tmp_path / "out")[0] == 8
+    for name in ("report.html", "cases.csv", "a/a.json"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "cannot import it (file.py)" in text
+        assert str(tmp_path) not in text
 
 
 def test_the_library_in_the_page_is_the_one_on_record():

@@ -55,7 +55,8 @@ def out(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     save(root / "in" / HOSTILE, wall())
     save(root / "in" / "plain.nii.gz", wall(scale=0.9))
-    save(root / "in" / "torn.nii.gz", wall(scale=0.8))
+    for name in ("torn", "swollen", "words"):
+        save(root / "in" / f"{name}.nii.gz", wall(scale=0.8))
     save(root / "in" / "cine.nii.gz", np.stack([wall(scale=s) for s in (1.0, 0.9, 0.8)], axis=-1))
     (root / "in" / "cut.nii.gz").write_bytes(b"\x1f\x8b cut short")
     with pytest.MonkeyPatch.context() as patch:
@@ -70,7 +71,7 @@ def out(tmp_path_factory):
 def _alter(out):
     """A bull's eye and an impossible picture, on record like those that a run leaves."""
     journal = Journal(out, bundle="", options="")
-    for case in ("plain", "torn"):
+    for case in ("plain", "torn", "swollen", "words"):
         record, picture = journal.find(case), out / case / f"{case}_report.json.gz"
         document = json.loads(gzip.decompress(picture.read_bytes()))
         segments = [*(8 + k / 4 for k in range(16)), None]
@@ -79,7 +80,10 @@ def _alter(out):
             "length_mm": None,
             "withheld": {"length_mm": "<b>why</b>"},
         }
-        data = gzip.compress(json.dumps(document).encode()) if case == "plain" else b"\x1f\x8bno gzip"
+        if case == "words":
+            document["measurements"]["segments_mm"] = ["thick"] * 17
+        data = gzip.compress(json.dumps(document).encode())
+        data = {"torn": b"\x1f\x8bno gzip", "swollen": gzip.compress(bytes(2**26))}.get(case, data)
         journal.finish(replace(record.row, length_mm=None), {picture.name: data}, record.stamp["input"])
     write_report(out)
 
@@ -144,6 +148,12 @@ def test_all_of_a_case_is_there(page):
     assert page.get_by_role("link", name="plain.ply").count() == 0  # its files were replaced: none is left to link to
     choose(page, "torn")
     assert "cannot be read" in page.locator("#reason").inner_text()
+    choose(page, "swollen")
+    assert "too large" in page.locator("#reason").inner_text()
+    choose(page, "words")
+    assert "cannot be read" in page.locator("#reason").inner_text()
+    assert page.locator("canvas").count() == 0
+    assert "Wall volume" in page.locator(".numbers").inner_text()
 
 
 def test_outlines_cuts_and_distances_are_right(browser, out):
@@ -181,6 +191,38 @@ def test_outlines_cuts_and_distances_are_right(browser, out):
     ]
     distance, _ = cKDTree(np.concatenate([np.stack(three, axis=1) for three in ends])).query(points)
     assert np.abs(distance - found["distance"]).max() < 1e-3
+
+
+def test_no_heart_is_shown_mirrored(browser):
+    """Whatever the order and handedness of the grid, what is on the screen is the patient turned, base up."""
+    random = np.random.default_rng(4)
+    axes = [np.linalg.qr(random.normal(size=(3, 3)))[0] * [1, 1, side] for side in (1, -1) for _ in range(30)]
+    blank = browser.new_page()
+    code = (PAGE / "bodies.js").read_text()
+    frames = blank.evaluate(f"axes => {{ {code} return axes.map(frameOf); }}", [one.tolist() for one in axes])
+    blank.close()
+    assert {round(np.linalg.det(one)) for one in axes} == {1, -1}
+    for one, frame in zip(axes, frames, strict=True):
+        rows = [frame[name] for name in ("right", "base", "up")]
+        to_screen = np.array([row["sign"] * np.eye(3)[row["axis"]] for row in rows]) @ np.linalg.inv(one.T)
+        assert np.linalg.det(to_screen) == pytest.approx(1.0)
+        assert to_screen @ one[2] == pytest.approx([0, -1, 0], abs=1e-9)
+        assert to_screen[2] @ [0, 1, 1] == pytest.approx(abs(one[:2] @ [0, 1, 1]).max())
+        for row, direction in zip(rows, to_screen, strict=True):
+            assert row["to"] == pytest.approx(direction)
+
+
+def test_nothing_is_cut_off_on_a_common_screen(page):
+    page.set_viewport_size({"width": 1440, "height": 900})
+    choose(page, "plain")
+    page.wait_for_selector("canvas")
+    assert page.evaluate("(list => list.scrollWidth <= list.clientWidth)(document.querySelector('#list .scroll'))")
+    pane = page.locator("#case").bounding_box()
+    for part in (".controls", "canvas", ".scale", ".cut >> nth=2"):
+        box = page.locator(part).bounding_box()
+        assert box["y"] + box["height"] <= pane["y"] + pane["height"], part
+        assert box["x"] + box["width"] <= pane["x"] + pane["width"], part
+    page.set_viewport_size({"width": 1200, "height": 520})
 
 
 def shoelace(loop):

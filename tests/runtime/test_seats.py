@@ -62,6 +62,8 @@ def test_an_error_ends_the_spread_and_frees_its_seats():
             list(seats.spread(work, range(4)))
         assert seats.taken == 1
     assert seats.taken == 0
+    with ThreadPoolExecutor(1) as pool:  # who comes now need not wait for the items that were left
+        assert pool.submit(lambda: seats.seat().__enter__()).result(60) is None
 
 
 def test_one_seat_needs_no_threads():
@@ -79,11 +81,44 @@ def test_cores_are_those_that_the_quota_pays_for(tmp_path, quota, cores):
     assert usable_cores(tmp_path) == (free if cores is None else min(cores, free))
 
 
+@pytest.mark.parametrize("name", ["SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"])
 @pytest.mark.parametrize(("granted", "cores"), [("1", 1), ("100000", None), ("many", None)])
-def test_cores_are_those_that_slurm_grants(tmp_path, monkeypatch, granted, cores):
+def test_cores_are_those_that_slurm_grants(tmp_path, monkeypatch, name, granted, cores):
     free = usable_cores(tmp_path)
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", granted)
+    monkeypatch.setenv(name, granted)
     assert usable_cores(tmp_path) == (cores or free)
+
+
+@pytest.fixture
+def job(tmp_path):
+    """/proc and the control groups of a process in a SLURM job, which limits a group around its own."""
+    proc, groups = tmp_path / "proc", tmp_path / "groups"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text(f"MemAvailable: {64 * 2**20} kB\n")
+    return proc, groups
+
+
+@pytest.mark.parametrize(
+    ("line", "around", "limit", "used", "quota"),
+    [
+        ("0::/slurm/job_7/step_0", "slurm/job_7", "max", "current", {"cpu.max": "100000 100000"}),
+        ("4:memory,cpu:/job_7/step_0", "memory,cpu/job_7", "limit_in_bytes", "usage_in_bytes",
+         {"cpu.cfs_quota_us": "100000", "cpu.cfs_period_us": "100000"}),
+    ],
+)  # fmt: skip
+def test_limits_of_the_groups_around_count_but_not_the_pages_of_files(job, line, around, limit, used, quota):
+    proc, groups = job
+    free = usable_cores(groups, proc)
+    (proc / "self" / "cgroup").write_text(f"1:name=systemd:/\n{line}\n")
+    (groups / around / "step_0").mkdir(parents=True)
+    for name, text in quota.items():
+        (groups / around / name).write_text(text)
+    assert usable_cores(groups, proc) == 1 <= free
+    (groups / around / f"memory.{limit}").write_text(str(4000 * 2**20))
+    (groups / around / f"memory.{used}").write_text(str(3900 * 2**20))
+    assert room_for_workers(proc, groups) == 1
+    (groups / around / "memory.stat").write_text(f"cache 9\ninactive_file {3800 * 2**20}\n")
+    assert room_for_workers(proc, groups) == 6
 
 
 def test_memory_bounds_the_workers(tmp_path):

@@ -39,6 +39,7 @@ def test_the_numbers_of_a_known_pair():
         (("7/sa_ED.nii", "8/sa_ES.nii"), None),  # two people
         (("p_ED_a.nii", "p_ES_b.nii"), None),
         (("p_frame01.nii", "p_frame01.nii.gz"), None),
+        (("p_frame01.nii", "p_frame1.nii"), None),
         (("p_ED_ES.nii", "p_ES_ED.nii"), None),
         (("edited.nii", "est.nii"), None),
     ],

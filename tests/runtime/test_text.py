@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m2s_runtime.text import clean, csv_cell
+from m2s_runtime.text import clean, csv_cell, without_folders
 
 FORMULA = "=+-@＝＋－＠"
 
@@ -27,6 +27,19 @@ FORMULA = "=+-@＝＋－＠"
 )
 def test_what_could_steer_a_terminal_is_taken_out(text, expected):
     assert clean(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cannot import 'x' (/opt/me/y.py)", "cannot import 'x' (y.py)"),
+        ("no space: '/tmp/a/b.nii', '/c'", "no space: 'b.nii', '/c'"),
+        (r"C:\Users\me\x.nii and \\host\share\f", "x.nii and f"),
+        ("sub/seg.nii.gz: 3/4 of https://a.b/c/d", "sub/seg.nii.gz: 3/4 of https://a.b/c/d"),
+    ],
+)
+def test_absolute_paths_lose_their_folders(text, expected):
+    assert without_folders(text) == expected
 
 
 @given(st.text())

@@ -13,13 +13,13 @@ SIZE = (8, 12, 5)
 FLOAT, HALF = 1, 10
 
 
-def value(number, name, shape):
-    """A ValueInfoProto of float32 as field `number`; text is a dynamic side."""
+def value(number, name, shape, kind=FLOAT):
+    """A ValueInfoProto as field `number`; text is a dynamic side."""
     sides = b"".join(part(1, part(2, s) if isinstance(s, str) else whole(1, s)) for s in shape)
-    return part(number, part(1, name) + part(2, part(1, whole(1, FLOAT) + part(2, sides))))
+    return part(number, part(1, name) + part(2, part(1, whole(1, kind) + part(2, sides))))
 
 
-def convolution(weight, bias=None, size=SIZE, *, told=True, half=False, relu=True, **attributes):
+def convolution(weight, bias=None, size=SIZE, *, told=True, half=False, relu=True, w="w", **attributes):
     """A model of one convolution of `x` (batch, C, ...) and, so that its size stands in value_info, a Relu before."""
     attributes = {"pads": [1] * 6, **attributes}
     nodes = [node("Relu", ["x"], "r")] if relu else []
@@ -27,10 +27,10 @@ def convolution(weight, bias=None, size=SIZE, *, told=True, half=False, relu=Tru
         kept = constant("w.half", weight.astype(np.float32)).replace(whole(2, FLOAT), whole(2, HALF), 1)
         raw = part(9, weight.astype(np.float32).tobytes())
         kept = kept.replace(raw, part(9, weight.astype(np.float16).tobytes()))
-        nodes.append(node("Cast", ["w.half"], "w", to=FLOAT))
+        nodes.append(node("Cast", ["w.half"], w, to=FLOAT))
     else:
-        kept = constant("w", weight.astype(np.float32))
-    inputs = ["r" if relu else "x", "w", *(() if bias is None else ("b",))]
+        kept = constant(w, weight.astype(np.float32))
+    inputs = ["r" if relu else "x", w, *(() if bias is None else ("b",))]
     nodes.append(node("Conv", inputs, "y", **attributes))
     constants = [kept, *(() if bias is None else (constant("b", bias.astype(np.float32)),))]
     graph = b"".join(part(1, one) for one in nodes) + part(2, "g") + b"".join(part(5, one) for one in constants)
@@ -89,6 +89,33 @@ def test_the_transforms_are_winograds():
     rng = np.random.default_rng(1)
     x, w = rng.standard_normal(6), rng.standard_normal(3)
     np.testing.assert_allclose(outputs @ ((weights @ w) * (inputs @ x)), np.correlate(x, w), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("told", "attribute"),
+    [
+        (value(13, "r", ("batch", 4, *SIZE), HALF), b""),
+        (value(13, "r", ("batch", 4, 8, 12, 2**64 - 5)), b""),
+        (value(13, "r", ("batch", 4, 2**20, 12, 5)), b""),
+        (value(13, "r", ("batch", 4, *SIZE)), part(5, part(1, "auto_pad") + part(4, "VALID") + whole(20, 3))),
+        (value(13, "r", ("batch", 4, *SIZE)), part(7, "com.example")),
+    ],
+    ids=["float16", "negative side", "huge side", "padding by name", "domain"],
+)
+def test_what_only_looks_alike_stays_as_it_was(told, attribute):
+    conv = node("Conv", ["r", "w"], "y", pads=[1] * 6) + attribute
+    weight = constant("w", np.ones((4, 4, 3, 3, 3), np.float32))
+    model = part(7, part(1, conv) + part(5, weight) + told)
+    assert with_fewer_products(model) == model
+    plain = part(7, part(1, conv.removesuffix(attribute)) + part(5, weight) + value(13, "r", ("batch", 4, *SIZE)))
+    assert with_fewer_products(plain) != plain
+
+
+def test_new_names_are_nobody_elses():
+    """Exporters name weights after the layer whose output they make."""
+    model = convolution(np.ones((4, 4, 3, 3, 3)), w="y.weight")
+    x = np.random.default_rng(2).standard_normal((1, 4, *SIZE)).astype(np.float32)
+    np.testing.assert_allclose(run(with_fewer_products(model), x), run(model, x), atol=1e-4)
 
 
 @pytest.mark.parametrize(

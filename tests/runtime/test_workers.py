@@ -1,6 +1,7 @@
 """Processes that die, hang or cannot start cost what they were about and nothing else. The processes are real."""
 
 import csv
+import hashlib
 import json
 import os
 import signal
@@ -141,6 +142,17 @@ def test_what_keeps_a_process_from_starting_ends_the_run(run, folder, tmp_path, 
     assert found == code
     assert said in stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_process_that_dies_while_it_loads_in_place_of_another_costs_nothing(run, folder, tmp_path):
+    """Memory that ran out is short for a while."""
+    guilty = hashlib.sha256((folder / "b.nii.gz").read_bytes()).hexdigest()
+    trouble = StubOpener({guilty: "kill"}, starts=tmp_path / "starts")
+    code, stdout, stderr = run(folder, "-o", tmp_path / "out", "--jobs", "1", opener=trouble)
+    assert code == 8, stderr
+    assert [Path(line).stem for line in stdout.splitlines()] == ["a", "c", "d"]
+    assert {case: row["error"] for case, row in table(tmp_path / "out").items() if row["error"]} == {"b": "crashed"}
+    assert (tmp_path / "starts").read_text() == "xxxx"
 
 
 def test_an_engine_lost_in_a_process_ends_the_run_with_its_code(run, folder, tmp_path):

@@ -23,7 +23,7 @@ _PATIENCE_SECONDS: Final = 0.5
 """Longest wait of a batch that is not full for a case that is still under way."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Request:
     """A call that waits to be made, its arrays all of one number of rows."""
 

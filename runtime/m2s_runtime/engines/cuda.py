@@ -33,7 +33,8 @@ QUALIFIERS: Final = """
 """What kernels leave open, in CUDA; see `m2s_runtime.device_csdg.Device`."""
 
 OPTIONS: Final = ("--fmad=false",)
-"""For NVRTC: without fused multiply-adds a GPU rounds like any CPU, which is what the tests compute on."""
+"""For NVRTC: without fused multiply-adds a GPU rounds like any CPU, which is what the tests compute on. CuPy adds
+`-ftz=true`, which matters below 1e-38 only."""
 
 
 class Cuda:
@@ -51,11 +52,13 @@ class Cuda:
             raise EngineError(f"--device cuda:{index}: there are {count} NVIDIA GPU(s) here; check nvidia-smi")
         self.index: Final = index
         self._device = self._cupy.cuda.Device(index)
+        # Kernels are launched by the driver, which has errors of its own.
+        self._failures: Final = (self._cupy.cuda.runtime.CUDARuntimeError, self._cupy.cuda.driver.CUDADriverError)
         try:
             self.arch: Final = f"sm{self._device.compute_capability}"
             with self._device:
                 self._stream = self._cupy.cuda.Stream(non_blocking=True)
-        except self._cupy.cuda.runtime.CUDARuntimeError as error:
+        except self._failures as error:
             raise EngineError(
                 f"cuda:{index} cannot be used ({error}); check nvidia-smi, or use --device cpu"
             ) from error
@@ -64,13 +67,12 @@ class Cuda:
     @contextmanager
     def scope(self) -> Generator[None]:
         """Make device and stream the current ones; what CUDA finds wrong inside comes out as an EngineError."""
-        cuda = self._cupy.cuda
         try:
             with self._device, self._stream:
                 yield
-        except cuda.memory.OutOfMemoryError as error:
+        except self._cupy.cuda.memory.OutOfMemoryError as error:
             raise EngineError(f"cuda:{self.index} is out of memory; ask for fewer --samples or --device cpu") from error
-        except cuda.runtime.CUDARuntimeError as error:
+        except self._failures as error:
             raise EngineError(f"cuda:{self.index} failed ({error}); check nvidia-smi, or use --device cpu") from error
 
     def staged(self, shape: tuple[int, ...], dtype: str) -> Staged:
@@ -132,7 +134,7 @@ class Cuda:
                 work()
             finally:
                 graph = self._stream.end_capture()
-        except (self._cupy.cuda.runtime.CUDARuntimeError, EngineError) as error:
+        except (*self._failures, EngineError) as error:
             _LOG.warning("no CUDA graph of the sampling loop (%s): slower, the same result", error)
             return work
         return partial(_replay, graph, self._stream, work)

@@ -28,10 +28,14 @@ _OUTPUTS: Final = 4
 _PRODUCTS: Final = 6
 _SMALLEST: Final = 8
 """Voxels along x and y below which the transforms cost as much as the products that they save."""
+_LARGEST: Final = 256
+"""The same at the other end: the transforms are dense along an axis."""
 
 _GRAPH: Final = 7
 _NODE, _INITIALIZER, _VALUE_INFO = 1, 5, 13
 _ATTRIBUTE: Final = 5
+_FLOAT: Final = 1
+"""Of onnx.TensorProto.DataType."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class _Conv:
 
 @dataclass(frozen=True)
 class _Node:
-    """What of an onnx.NodeProto is looked at; of attributes those that are integers."""
+    """What of an onnx.NodeProto is looked at: `op` is empty for one of another domain, text attributes are bytes."""
 
     op: str
     inputs: tuple[str, ...]
@@ -58,7 +62,7 @@ class _Node:
 
     @classmethod
     def of(cls, message: memoryview) -> "_Node":
-        names: dict[int, list[str]] = {1: [], 2: [""], 4: [""]}
+        names: dict[int, list[str]] = {1: [], 2: [""], 4: [""], 7: [""]}
         attributes = dict[str, list[int]]()
         for number, value, _ in raw_fields(message):
             if isinstance(value, memoryview) and number in names:
@@ -66,13 +70,13 @@ class _Node:
             elif isinstance(value, memoryview) and number == _ATTRIBUTE:
                 name, numbers = _attribute(value)
                 attributes |= {name: numbers} if numbers else {}
-        return cls(names[4][-1], tuple(names[1]), names[2][-1], attributes)
+        return cls("" if names[7][-1] else names[4][-1], tuple(names[1]), names[2][-1], attributes)
 
 
 def with_fewer_products(model: bytes) -> bytes:
     """A serialised model in which every convolution that gains by it is replaced; the others are as they were.
 
-    Sizes are taken from the file's `value_info`; a file without it comes back unchanged.
+    Sizes and types are taken from the file's `value_info`; a file without it, or not of float32, comes back unchanged.
 
     Args:
         model: serialised onnx.ModelProto of opset 13 or later.
@@ -124,7 +128,8 @@ def _suitable(known: _Node, sizes: dict[str, tuple[int, ...]], weights: dict[str
         return None
     x, kernel, *bias = known.inputs
     weight, (nx, ny, nz) = weights.get(kernel, ()), (0, 0, 0, *sizes.get(x, ()))[-3:]
-    if weight[2:] != (3, 3, 3) or not nz or any(side % _OUTPUTS or side < _SMALLEST for side in (nx, ny)):
+    fitting = range(_SMALLEST, _LARGEST + 1, _OUTPUTS)
+    if weight[2:] != (3, 3, 3) or not nz or nx not in fitting or ny not in fitting:
         return None
     return _Conv(x, kernel, bias[0] if bias else None, known.output, weight[1], weight[0], (nx, ny, nz))
 
@@ -134,7 +139,7 @@ def _replaced(conv: _Conv, constants: dict[str, bytes]) -> Iterator[bytes]:
     (nx, ny, nz), p, outputs = conv.size, _PRODUCTS, transforms()[2]
     tx, ty = nx // _OUTPUTS, ny // _OUTPUTS
     chain = _Chain(conv.x, conv.y, constants)
-    bias = () if conv.bias is None else (f"{conv.y}.bias",)
+    bias = () if conv.bias is None else (f"{conv.y}.winograd.bias",)
     yield from _weights(conv, constants)
     # (B, C, X, Y, Z) to products as channels, (B, 36 C, tiles, Z); a reshape leaves the batch to -1.
     yield chain.reshape(-1, nx, ny * nz)
@@ -144,7 +149,7 @@ def _replaced(conv: _Conv, constants: dict[str, bytes]) -> Iterator[bytes]:
     yield chain.reshape(-1, conv.inputs, p, tx, p, ty, nz)
     yield chain.add("Transpose", perm=(0, 2, 4, 1, 3, 5, 6))
     yield chain.reshape(-1, p * p * conv.inputs, tx * ty, nz)
-    yield chain.add("Conv", f"{conv.y}.weight", *bias, group=p * p, kernel_shape=(1, 3), pads=(0, 1, 0, 1))
+    yield chain.add("Conv", f"{conv.y}.winograd.weight", *bias, group=p * p, kernel_shape=(1, 3), pads=(0, 1, 0, 1))
     yield chain.reshape(-1, p * p, conv.outputs * tx * ty * nz)
     yield chain.product("winograd.outputs", np.kron(outputs, outputs))
     yield chain.reshape(-1, _OUTPUTS, _OUTPUTS, conv.outputs, tx, ty, nz)
@@ -155,7 +160,7 @@ def _replaced(conv: _Conv, constants: dict[str, bytes]) -> Iterator[bytes]:
 def _weights(conv: _Conv, constants: dict[str, bytes]) -> Iterator[bytes]:
     """Transformed weights (36 O, I, 1, 3) and biases (36 O): nodes of constants, which engines fold when they load."""
     _, weights, outputs = transforms()
-    chain = _Chain(conv.weight, f"{conv.y}.weight", constants)
+    chain = _Chain(conv.weight, f"{conv.y}.winograd.weight", constants)
     yield chain.reshape(conv.outputs * conv.inputs, 9, 3)
     yield chain.add("Transpose", perm=(1, 0, 2))
     yield chain.reshape(9, -1)
@@ -164,7 +169,7 @@ def _weights(conv: _Conv, constants: dict[str, bytes]) -> Iterator[bytes]:
     if conv.bias is not None:
         # Products that the output transform turns into the same number for every output.
         even = np.linalg.lstsq(outputs, np.ones(_OUTPUTS), rcond=None)[0]
-        chain = _Chain(conv.bias, f"{conv.y}.bias", constants)
+        chain = _Chain(conv.bias, f"{conv.y}.winograd.bias", constants)
         yield chain.reshape(1, -1)
         yield chain.product("winograd.bias", np.outer(even, even).reshape(-1, 1))
         yield chain.reshape(-1, last=True)
@@ -209,13 +214,15 @@ class _Chain:
 
 
 def _attribute(message: memoryview) -> tuple[str, list[int]]:
-    """Name and integers of an attribute."""
+    """Name and integers of an attribute; the bytes of a text, unless it is the usual `NOTSET`."""
     name, numbers = "", list[int]()
     for number, value, _ in raw_fields(message):
         if number == 1 and isinstance(value, memoryview):
             name = bytes(value).decode()
         elif number in (3, 8):
             numbers += integers(value)
+        elif number == 4 and isinstance(value, memoryview) and bytes(value) != b"NOTSET":
+            numbers += value
     return name, numbers
 
 
@@ -230,14 +237,15 @@ def _tensor_shape(message: memoryview) -> tuple[str, tuple[int, ...]]:
 
 
 def _value_shape(message: memoryview) -> tuple[str, tuple[int, ...]]:
-    """Name and sides of a tensor, 0 for one that is not fixed."""
+    """Name and sides of a tensor, 0 for one that is not fixed; no sides where its numbers are not float32."""
     name, sides = "", list[int]()
     for number, value, _ in raw_fields(message):
         if isinstance(value, memoryview):
             if number == 1:
                 name = bytes(value).decode()
             elif number == 2:
-                sides = [_side(dim) for tensor in _in(value, 1) for shape in _in(tensor, 2) for dim in _in(shape, 1)]
+                tensors = [tensor for tensor in _in(value, 1) if _whole(tensor) == _FLOAT]
+                sides = [_whole(dim) for tensor in tensors for shape in _in(tensor, 2) for dim in _in(shape, 1)]
     return name, tuple(sides)
 
 
@@ -245,5 +253,7 @@ def _in(message: memoryview, wanted: int) -> Iterator[memoryview]:
     return (value for number, value, _ in raw_fields(message) if number == wanted and isinstance(value, memoryview))
 
 
-def _side(message: memoryview) -> int:
-    return next((value for number, value, _ in raw_fields(message) if number == 1 and isinstance(value, int)), 0)
+def _whole(message: memoryview) -> int:
+    """Field 1 of a message; 0 where there is none, or a negative one."""
+    found = next((value for number, value, _ in raw_fields(message) if number == 1 and isinstance(value, int)), 0)
+    return found if found < 1 << 63 else 0

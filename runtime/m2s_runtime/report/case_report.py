@@ -15,7 +15,7 @@ import numpy.typing as npt
 from m2s_runtime.grid import GRID, SLICES, SPACING
 from m2s_runtime.report.coarse import coarse
 from m2s_runtime.slices import BoolArray, bounding_box, wall_slices
-from m2s_runtime.text import clean
+from m2s_runtime.text import clean, without_folders
 
 if TYPE_CHECKING:
     from m2s_runtime.measurements import Measured
@@ -51,7 +51,7 @@ def case_report(canonical: "Canonical", result: "Reconstruction", measured: "Mea
     try:
         text = _json(_document(canonical, result, measured))
     except Exception as error:  # noqa: BLE001 - for want of a picture no mesh is lost: the page tells why there is none
-        text = _json({"schema": SCHEMA, "failed": clean(f"{type(error).__name__}: {error}")})
+        text = _json({"schema": SCHEMA, "failed": clean(without_folders(f"{type(error).__name__}: {error}"))})
     return gzip.compress(text.encode(), compresslevel=4, mtime=0)
 
 

@@ -82,6 +82,8 @@ def picture(entry: Entry) -> bytes | str:
         return "There is no surface to show."
     if entry.picture is None:
         return NEVER
+    if not entry.picture.is_file():  # a pipe would never end
+        return MISSING
     try:
         with entry.picture.open("rb") as file:
             data = file.read(LARGEST + 1)

@@ -41,6 +41,8 @@ def write_report(out: Path) -> Path:
     Raises:
         OutputError: it cannot be written.
     """
+    with contextlib.suppress(OSError):  # what a rendering that was killed left
+        atomic.sweep(out)
     found = entries(Journal(out, bundle="", options=""))
     chapters = _chapters(found)
     head = {"summary": summary(out, found), "pages": len(chapters)}

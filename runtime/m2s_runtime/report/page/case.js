@@ -16,11 +16,22 @@ async function showCase(item, steps) {
   const panel = cinePanel(item, steps.choose);
   if (panel !== cinePart.firstChild) fill(cinePart, panel);
   fill(remarkPart, remarks(item));
-  fill(picturePart, found.body ? picturePanel(item, found.body, steps.choose) : null,
-    found.reason ? el("p", { class: "none", id: "reason" }, found.reason, elsewhere(item)) : null,
-    !found.body && item.status === "ok" ? el("div", { class: "facts" }, numberTable(item, null)) : null);
-  if (found.body) setStage(found.body);
+  showPicture(item, found, steps.choose);
   refocus(keep);
+}
+
+function showPicture(item, { body, reason }, choose) {
+  try {
+    if (body) {
+      fill(picturePart, picturePanel(item, body, choose));
+      setStage(body);
+      return;
+    }
+  } catch (error) {
+    reason = unreadable(error); // it holds something else than it should
+  }
+  fill(picturePart, reason ? el("p", { class: "none", id: "reason" }, reason, elsewhere(item)) : null,
+    item.status === "ok" ? el("div", { class: "facts" }, numberTable(item, null)) : null);
 }
 
 function heading(item, { before, after, place }) {
@@ -73,7 +84,7 @@ function picturePanel(item, body, choose) {
   rescale();
   const again = () => { rescale(); setStage(body); redraw(); };
   return el("div", { class: "picture" },
-    el("figure", { class: "stage" }, stage ? canvas : el("p", { class: "none" }, "No 3-D view: WebGL is off in this browser."), bar,
+    el("figure", { class: "stage" },
       el("div", { class: "controls no-print" },
         select("Colour", fields.map((name) => [name, FIELDS[name].name]), look.field, (name) => { look.field = name; again(); }),
         select("Slices", [["both", "both"], ["corrected", "re-aligned"], ["acquired", "as acquired"], ["none", "none"]],
@@ -81,6 +92,7 @@ function picturePanel(item, body, choose) {
         el("label", { class: "field" }, el("input", { type: "checkbox", checked: look.clear,
           onchange: (event) => { look.clear = event.target.checked; again(); } }), el("span", {}, "see through")),
         el("button", { type: "button", onclick: () => stage && goHome(stage) }, "Reset view")),
+      stage ? canvas : el("p", { class: "none" }, "No 3-D view: WebGL is off in this browser."), bar,
       el("p", { class: "legend" }, el("span", { class: "key corrected" }), "re-aligned", el("span", { class: "key acquired" }), "as acquired",
         el("span", { class: "key outline" }), "surface")),
     cuts, el("div", { class: "facts" }, side, numberTable(item, body.measurements),

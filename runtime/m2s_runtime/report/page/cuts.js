@@ -16,7 +16,7 @@ function drawCuts(body, moved) {
     { ...CUTS[2], x: up, y: body.frame.base, axis: right.axis, at: MIDDLE + right.sign * cut.right },
   ];
   return planes.map((plane) => el("figure", { class: "cut" }, cutPicture(body, plane, planes),
-    el("figcaption", {}, plane.name, cutSlider(body, plane.of, moved))));
+    el("figcaption", {}, el("span", {}, plane.name), cutSlider(body, plane.of, moved))));
 }
 
 function cutSlider(body, of, moved) {

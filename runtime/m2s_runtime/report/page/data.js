@@ -5,6 +5,7 @@ for (const item of report.cases) item.picture = item.page === report.page ? plac
 
 const unpacked = new Map(); // the latest last
 const KEPT = 48;
+const LONGEST = 2 ** 25; // letters of a picture: some hundred times the usual
 
 async function pictureOf(item) {
   if (item.picture === null) return { reason: "The picture of this case is on another page of the report." };
@@ -19,12 +20,26 @@ async function pictureOf(item) {
 async function unpack(block) {
   try {
     if (block.type === "text/plain") return { reason: JSON.parse(block.textContent) };
-    const stream = new Blob([bytesOf(block.textContent)]).stream().pipeThrough(new DecompressionStream("gzip"));
-    const picture = JSON.parse(await new Response(stream).text());
+    const picture = JSON.parse(await inflated(bytesOf(block.textContent)));
     if (picture.failed) return { reason: `The picture of this case could not be made (${picture.failed}).` };
     return { body: bodyOf(picture) };
   } catch (error) {
-    return { reason: `The picture of this case cannot be read (${error.message}).` };
+    return { reason: unreadable(error) };
+  }
+}
+
+const unreadable = (error) => `The picture of this case cannot be read (${error.message}).`;
+
+// Text from gzip; what swells beyond any picture of ours is given up before it fills the memory.
+async function inflated(bytes) {
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")).pipeThrough(new TextDecoderStream());
+  const reader = stream.getReader();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return text;
+    text += value;
+    if (text.length > LONGEST) throw new Error("it is too large");
   }
 }
 

@@ -1,8 +1,9 @@
 // The list of cases: sorted by any column, failures first unless asked otherwise, filtered by state, flag and words.
+const WORDS = ["case", "state"]; // the other columns hold numbers
 const COLUMNS = [
   ["case", "Case"], ["state", "State"], ["agreement_mean", "Dice"], ["mean_shift_mm", "Shift, mm"], ["spread_p95_mm", "Spread, mm"],
-  ["flags", "Flags and messages"], ["volume_ml", "Wall, ml"], ["cavity_ml", "Cavity, ml"], ["seconds", "Time, s"],
-].filter(([name]) => ["case", "state"].includes(name) || report.cases.some((item) => item[name] !== undefined || (name === "flags" && item.message)));
+  ["volume_ml", "Wall, ml"], ["cavity_ml", "Cavity, ml"], ["seconds", "Time, s"],
+].filter(([name]) => WORDS.includes(name) || report.cases.some((item) => item[name] !== undefined));
 const wanted = { words: "", state: "", flag: "", column: null, down: false };
 const STRETCH = 300;
 let listed = [], most = STRETCH;
@@ -32,7 +33,7 @@ function drawList(current, choose) {
   listed = chosenCases();
   listHead.replaceChildren(...COLUMNS.map(([name, label]) => {
     const sorted = wanted.column === name;
-    return el("th", { scope: "col", "aria-sort": sorted ? (wanted.down ? "descending" : "ascending") : "none" },
+    return el("th", { scope: "col", class: WORDS.includes(name) ? null : "number", "aria-sort": sorted ? (wanted.down ? "descending" : "ascending") : "none" },
       el("button", { type: "button", "data-column": name, onclick: () => {
         Object.assign(wanted, sorted && wanted.down ? { column: null, down: false } : { column: name, down: sorted });
         drawList(current, choose);
@@ -40,7 +41,8 @@ function drawList(current, choose) {
       } }, label, sorted ? (wanted.down ? " ▾" : " ▴") : ""));
   }));
   listBody.replaceChildren(...listed.slice(0, most).map((item) => rowOf(item, current, choose)));
-  listCount.textContent = listed.length === report.cases.length ? `${listed.length} cases` : `${listed.length} of ${report.cases.length} cases`;
+  const all = `${report.cases.length} ${report.cases.length === 1 ? "case" : "cases"}`;
+  listCount.textContent = listed.length === report.cases.length ? all : `${listed.length} of ${all}`;
   listMore.replaceChildren(...(listed.length > most ? [el("button", { type: "button", onclick: () => {
     most += STRETCH;
     drawList(current, choose);
@@ -52,13 +54,18 @@ function rowOf(item, current, choose) {
   const cells = COLUMNS.map(([name]) => {
     if (name === "case") {
       return el("th", { scope: "row" }, el("button", { type: "button", class: "case-name", "aria-current": here ? "true" : null,
-        onclick: () => choose(item) }, breakable(item.case || item.input)));
+        onclick: () => choose(item) }, breakable(item.case || item.input)), notesOf(item));
     }
     if (name === "state") return el("td", {}, el("span", { class: `state ${state}` }, STATES[state]));
-    if (name === "flags") return el("td", { class: "notes" }, [item.flags, item.message].filter(Boolean).join("; "));
     return el("td", { class: "number" }, item[name] === undefined ? "" : shown(item[name]));
   });
   return el("tr", { class: here ? "current" : null, onclick: (event) => event.target.closest("button") || choose(item) }, cells);
+}
+
+// Flags and messages stand below the name: in a column of their own they would push the numbers out of sight.
+function notesOf(item) {
+  const notes = [item.flags, item.message].filter(Boolean).join("; ");
+  return notes && el("div", { class: "notes" }, notes);
 }
 
 // A long name may break where its parts meet.
@@ -71,7 +78,7 @@ function openList(redraw) {
   byId("list").append(
     el("div", { class: "filters no-print" },
       el("label", { class: "field grow" }, el("span", {}, "Find"), el("input", { type: "search", id: "find", autocomplete: "off",
-        placeholder: "case, file, flag or message", oninput: (event) => change({ words: event.target.value }) })),
+        placeholder: "name, flag, message", oninput: (event) => change({ words: event.target.value }) })),
       select("State", [["", "all"], ...states.map((state) => [state, STATES[state].toLowerCase()])], "", (state) => change({ state })),
       flags.length ? select("Flag", [["", "any"], ...flags.map((flag) => [flag, flag])], "", (flag) => change({ flag })) : null),
     listCount, el("div", { class: "scroll" }, el("table", { class: "cases" }, el("thead", {}, listHead), listBody)), listMore,
