@@ -38,8 +38,6 @@ CARDS: Final = {
 }
 """Name on the command line to card."""
 
-PAPER_STEPS: Final = 10
-
 PAPER: Final = {
     "mc": Work(13872663552.0, 38197056, 152788224.0, 125245536.0, 432574288.0),
     "sr": Work(345753255936.0, 1460161, 5840644.0, 1506803712.0, 4479198572.0),

@@ -126,16 +126,17 @@ def _hearts(inputs: tuple[str, ...], given: Mapping[str, Any], folder: Path) -> 
 
 def _predicted(given: Mapping[str, Any]) -> str:
     """The estimates for the bundle and for preset `paper`."""
-    from m2s.bench.cards import CARDS, PAPER, PAPER_STEPS, predict
+    from m2s.bench.cards import CARDS, PAPER, predict
     from m2s.bench.tables import prediction_table
     from m2s.bench.work import count_work
     from m2s_runtime.bundle import load_bundle
+    from m2s_runtime.ddim import DEFAULT_STEPS
 
     bundle, card = load_bundle(given["model"]), CARDS[given["predict"]]
     steps = given["steps"] or bundle.manifest.steps
     wanted = {f"bundle {bundle.name}": (count_work(bundle), steps)}
     if bundle.manifest.preset != "paper":
-        wanted["preset paper"] = (PAPER, PAPER_STEPS)
+        wanted["preset paper"] = (PAPER, DEFAULT_STEPS)
     made = [
         predict(card, name, work, steps, precision)
         for name, (work, steps) in wanted.items()

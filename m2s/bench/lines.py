@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
-from m2s.bench.cards import PAPER_STEPS
 from m2s.bench.timed import Timed, timed
 from m2s_runtime.bundle import Bundle, load_bundle
+from m2s_runtime.ddim import DEFAULT_STEPS
 from m2s_runtime.engines import Engine, open_engine
 from m2s_runtime.errors import CaseError, EngineError, UsageProblem
 from m2s_runtime.inputs import Source
@@ -133,7 +133,7 @@ def expanded(specs: Sequence[LineSpec], bundle_steps: int) -> tuple[LineSpec, ..
     made: dict[str, LineSpec] = {}
     for spec in specs:
         plain = spec.kind == "reference" and spec.steps is None
-        for steps in (PAPER_STEPS, bundle_steps) if plain else (spec.steps,):
+        for steps in (DEFAULT_STEPS, bundle_steps) if plain else (spec.steps,):
             name = f"reference:{steps}" + spec.name.removeprefix("reference") if plain else spec.name
             made.setdefault(name, replace(spec, name=name, steps=steps))
     return tuple(made.values())
@@ -197,7 +197,7 @@ class _ReferenceLine:
     def __init__(self, spec: LineSpec, setup: Setup, bundle: Bundle, engine: Engine, out: Path) -> None:
         from m2s.bench.reference import Reference
 
-        self.spec, self.engine, self.steps = spec, timed(engine), spec.steps or PAPER_STEPS
+        self.spec, self.engine, self.steps = spec, timed(engine), spec.steps or DEFAULT_STEPS
         self._reference = Reference(bundle, self.engine, self.steps, setup.labels)
         self._out = out
 

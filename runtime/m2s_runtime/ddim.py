@@ -16,6 +16,7 @@ TRAIN_STEPS: Final = 1000
 BETA_START: Final = 0.0015
 BETA_END: Final = 0.0195
 DEFAULT_STEPS: Final = 10
+"""As in the paper."""
 
 Spacing = Literal["linspace", "leading"]
 

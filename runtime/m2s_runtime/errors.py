@@ -93,6 +93,11 @@ class EmptyWall(CaseError):
 
     code = "empty"
 
+    @classmethod
+    def after_networks(cls) -> "EmptyWall":
+        """Where a network has left nothing."""
+        return cls("no voxel of the wall is left: check that the mask holds the wall of the left ventricle")
+
 
 class WallOutOfRange(CaseError):
     """Too few slices, a wall too long, or one that leaves the canonical field of view."""

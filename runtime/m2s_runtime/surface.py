@@ -144,7 +144,7 @@ def _extent(inside: Mask) -> list[tuple[int, int]]:
     plan = np.asarray(inside.any(axis=2))
     sides = [np.flatnonzero(used) for used in (plan.any(axis=1), plan.any(axis=0), inside.any(axis=(0, 1)))]
     if not len(sides[0]):
-        raise EmptyWall("no voxel of the wall is left: check that the mask holds the wall of the left ventricle")
+        raise EmptyWall.after_networks()
     return [(int(side[0]), int(side[-1])) for side in sides]
 
 

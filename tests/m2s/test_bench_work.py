@@ -10,12 +10,13 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from m2s.bench.cards import CARDS, PAPER, PAPER_STEPS, predict  # noqa: E402
+from m2s.bench.cards import CARDS, PAPER, predict  # noqa: E402
 from m2s.bench.work import count_graph, count_work, einsum_equations, node_flops, random_inputs  # noqa: E402
 from m2s.nets.denoiser import Denoiser  # noqa: E402
 from m2s.nets.presets import PRESETS  # noqa: E402
 from m2s.nets.vqvae import VqVae  # noqa: E402
 from m2s_runtime.bundle import load_bundle  # noqa: E402
+from m2s_runtime.ddim import DEFAULT_STEPS  # noqa: E402
 from m2s_runtime.engines.base import graph_bytes  # noqa: E402
 
 
@@ -107,12 +108,12 @@ def test_inputs_fit_every_signature():
 
 
 def test_prediction_is_the_roofline_by_hand():
-    found = predict(CARDS["rtx4090"], "preset paper", PAPER, PAPER_STEPS, "float16")
+    found = predict(CARDS["rtx4090"], "preset paper", PAPER, DEFAULT_STEPS, "float16")
     assert found.estimate is True
     roof = found.graphs["denoise"]
     assert roof.arithmetic == pytest.approx(441.8e9 / 165.2e12, rel=1e-3)
     assert roof.traffic == pytest.approx((441.6e6 + 1284.6e6) / 2 / 1008e9, rel=1e-3)
     others = sum(found.graphs[g].floor for g in ("mc", "sr", "encode", "decode"))
     assert found.heart == pytest.approx(others + 10 * roof.floor)
-    wide = predict(CARDS["rtx4090"], "preset paper", PAPER, PAPER_STEPS, "float32")
+    wide = predict(CARDS["rtx4090"], "preset paper", PAPER, DEFAULT_STEPS, "float32")
     assert wide.graphs["decode"].traffic == pytest.approx(2 * found.graphs["decode"].traffic)

@@ -7,21 +7,7 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
-from runtime.stub import AFFINE, StubOpener, digests, save, wall
-
-from m2s_runtime import cli, session
-
-
-@pytest.fixture
-def run(monkeypatch, capfd):
-    """Call the command in this process, with a stub behind it; returns code, stdout and stderr."""
-    monkeypatch.setattr(session, "open_reconstructor", StubOpener())
-
-    def call(*arguments):
-        code = cli.run(["--jobs", "0", *map(str, arguments)])
-        return code, *capfd.readouterr()
-
-    return call
+from runtime.stub import AFFINE, digests, save, wall
 
 
 def table(out):

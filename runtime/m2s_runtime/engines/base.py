@@ -105,9 +105,11 @@ class Drawn:
             if spoilt:
                 raise _not_finite("sr", "prob")
             if not wall:
-                raise EmptyWall(
-                    "no voxel of the wall is left: check that the mask holds the wall of the left ventricle"
-                )
+                raise EmptyWall.after_networks()
+
+
+class GeneratingEngine(Engine, Generates, Protocol):
+    """Both."""
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2s_runtime.bundle import Bundle
-from m2s_runtime.engines.base import Arrays, Drawn, Draws, Engine, Floats, Generates
+from m2s_runtime.engines.base import Arrays, Drawn, Draws, Engine, Floats, Generates, GeneratingEngine
 from m2s_runtime.manifest import GRAPHS
 from m2s_runtime.seats import Seats
 
@@ -132,10 +132,6 @@ class Batched:
         return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
 
 
-class GeneratingEngine(Engine, Generates, Protocol):
-    """Both."""
-
-
 class BatchedGenerator(Batched):
     """The same for an engine that `Generates`."""
 
@@ -154,14 +150,14 @@ class BatchedGenerator(Batched):
         return self.together(("generate", *levels), call, {"csdg": conditions, "z": noise})["sdg"]
 
 
-class DrawingEngine(GeneratingEngine, Draws, Protocol):
+class _DrawingEngine(GeneratingEngine, Draws, Protocol):
     """All three."""
 
 
 class BatchedDrawer(BatchedGenerator):
     """The same for an engine that `Draws`."""
 
-    def __init__(self, engine: DrawingEngine, rows: int, seats: Seats) -> None:
+    def __init__(self, engine: _DrawingEngine, rows: int, seats: Seats) -> None:
         """See `Batched`."""
         super().__init__(engine, rows, seats)
         self._draw = engine.draw

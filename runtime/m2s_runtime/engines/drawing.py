@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from m2s_runtime.engines.base import Arrays, Drawn, Engine, Floats, Generates
+from m2s_runtime.engines.base import Arrays, Drawn, Floats, GeneratingEngine
 from m2s_runtime.engines.resident import Resident
 from m2s_runtime.errors import EngineError
 
@@ -15,7 +15,7 @@ _LOG: Final = logging.getLogger(__name__)
 T = TypeVar("T", bound="OnDevice")
 
 
-class OnDevice(Engine, Generates, Protocol):
+class OnDevice(GeneratingEngine, Protocol):
     """An engine that `Generates` with a `Resident`."""
 
     @property
