@@ -3,40 +3,19 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypedDict, Unpack
+from typing import TYPE_CHECKING, NoReturn, Unpack
 
 import click
 
+from m2s.evaluate.figure_cli import figure
+from m2s.evaluate.options import FOLDER, Options, check_law, collect, setup_of, shared
+from m2s.evaluate.tables_cli import table1, table2, table3
 from m2s_runtime.errors import INTERRUPTED, CaseError, M2SError, Stop, UsageProblem, exit_codes
-
-# `METHODS` of m2s.evaluate.methods, whose import --help would have to wait for; a test compares them.
-METHOD_NAMES = (
-    *("ours", "mcsr", "decode-zc", "unconditioned"),
-    *("nni", "shape-based", "shape-based-line", "shape-based-uncorrected"),
-)
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
 
 if TYPE_CHECKING:
     from m2s.evaluate.hearts import CohortName
     from m2s.evaluate.scores import Row
-    from m2s.evaluate.work import Item, Setup
-
-
-class Options(TypedDict):
-    """What `_shared` adds to a command."""
-
-    names: tuple[str, ...]
-    model: str | None
-    engine: str
-    device: str
-    threads: int
-    jobs: int
-    steps: int | None
-    samples: int
-    refine: int
-    seed: int
-    out: Path | None
+    from m2s.evaluate.work import Item
 
 
 def _stop(error: M2SError, exit_code: int) -> NoReturn:
@@ -58,26 +37,6 @@ class _Group(click.Group):
             sys.exit(INTERRUPTED)
 
 
-def _shared(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that every row of figures takes."""
-    options = [
-        click.option("--method", "names", multiple=True, type=click.Choice(METHOD_NAMES), help="May be repeated."),
-        click.option("--model", default=None, help="Bundle: a folder or the name of an installed one."),
-        click.option("--engine", default="auto", show_default=True, help="Inference engine."),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N."),
-        click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes, an engine each."),
-        click.option("--steps", type=click.IntRange(1), default=None, help="DDIM steps instead of the bundle's."),
-        click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads."),
-        click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Posterior samples."),
-        click.option("--refine", type=click.IntRange(0), default=0, show_default=True, help="Re-registration passes."),
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of motion and sampling."),
-        click.option("--out", type=FILE, default=None, help="CSV, a row a stack and method; extended if there."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @click.group(cls=_Group, epilog=exit_codes())
 def evaluate() -> None:
     """Reproduce the figures of the README; a Markdown table goes to stdout."""
@@ -90,7 +49,7 @@ def evaluate() -> None:
 @click.option("--limit", type=click.IntRange(1), default=None, help="Only this many hearts, spread over the cohort.")
 @click.option("--law", default="paper", show_default=True, help="paper, positive, normal:SD or one-off:MM.")
 @click.option("--step", "steps_mm", type=click.FloatRange(4, 14), multiple=True, help="Slice step, mm; repeatable.")
-@_shared
+@shared
 def simulation(
     atlas: Path,
     cohort: "CohortName",
@@ -106,7 +65,7 @@ def simulation(
     from m2s.evaluate.work import spaced
     from m2s_runtime.grid import NOMINAL_STEP
 
-    _check_law(law)
+    check_law(law)
     hearts = Cohort(atlas, cohort)
     steps = dict.fromkeys(steps_mm or (NOMINAL_STEP,))
     chosen = spaced(hearts.rows, limit or len(hearts.rows))
@@ -125,7 +84,7 @@ def simulation(
 @click.option("--draws", type=click.IntRange(1), default=1, show_default=True, help="Stacks a heart.")
 @click.option("--limit", type=click.IntRange(1), default=None, help="Only this many hearts, spread over the cohort.")
 @click.option("--law", default="paper", show_default=True, help="paper, positive, normal:SD or one-off:MM.")
-@_shared
+@shared
 def steps(atlas: Path, draws: int, limit: int | None, law: str, **options: Unpack[Options]) -> None:
     """Numbers of denoising steps, and ways to start them, on the same coarse hearts."""
     from m2s.evaluate import steps as rows
@@ -133,7 +92,7 @@ def steps(atlas: Path, draws: int, limit: int | None, law: str, **options: Unpac
     from m2s.evaluate.scores import check_usable, markdown
     from m2s.evaluate.work import spaced
 
-    _check_law(law)
+    check_law(law)
     _only_ours(options)
     if options["steps"] or options["samples"] > 1 or options["refine"]:
         raise UsageProblem("this evaluation has its own numbers of steps: leave --steps, --samples and --refine away")
@@ -146,12 +105,35 @@ def steps(atlas: Path, draws: int, limit: int | None, law: str, **options: Unpac
 
 
 @evaluate.command()
+@click.option("--atlas", type=FOLDER, required=True, help="Folder of the CAP MESA shape atlas.")
+@click.option("--draws", type=click.IntRange(1), default=1, show_default=True, help="Stacks a heart.")
+@click.option("--limit", type=click.IntRange(1), default=None, help="Only this many hearts, spread over the cohort.")
+@click.option("--law", default="paper", show_default=True, help="paper, positive, normal:SD or one-off:MM.")
+@shared
+def csdg(atlas: Path, draws: int, limit: int | None, law: str, **options: Unpack[Options]) -> None:
+    """Exact and approximate distances as the condition, on the same coarse hearts."""
+    from m2s.evaluate import csdg as rows
+    from m2s.evaluate.hearts import Cohort
+    from m2s.evaluate.scores import check_usable, markdown
+    from m2s.evaluate.work import spaced
+
+    check_law(law)
+    _only_ours(options)
+    hearts = Cohort(atlas, "validation")
+    chosen = spaced(hearts.rows, limit or len(hearts.rows))
+    stacks = [rows.CsdgStack(hearts, row, draw, options["seed"], law) for row in chosen for draw in range(draws)]
+    found = _collect(stacks, options)
+    click.echo(markdown(rows.groups(found), rows.COLUMNS))
+    check_usable(found)
+
+
+@evaluate.command()
 @click.option(
     "--data", type=FOLDER, required=True, help="Folder of short-axis label maps, slices along the third axis."
 )
 @click.option("--labels", default="acdc", show_default=True, help="Label scheme, as in m2s-run.")
 @click.option("--limit", type=click.IntRange(1), default=None, help="Only this many files, spread over the folder.")
-@_shared
+@shared
 def acdc(data: Path, labels: str, limit: int | None, **options: Unpack[Options]) -> None:
     """Real stacks: slices held back, slices given, topology; by diagnosis where cases.csv tells it."""
     from m2s.evaluate import acdc as rows
@@ -164,7 +146,7 @@ def acdc(data: Path, labels: str, limit: int | None, **options: Unpack[Options])
 @evaluate.command()
 @click.option("--data", type=FOLDER, required=True, help="Folder with the files of subject 1081.")
 @click.option("--draws", type=click.IntRange(1), default=12, show_default=True, help="Own simulations.")
-@_shared
+@shared
 def subject1081(data: Path, draws: int, **options: Unpack[Options]) -> None:
     """A subject of the paper's data set: own simulation and the two given stacks."""
     from m2s.evaluate import subject1081 as rows
@@ -179,14 +161,14 @@ def subject1081(data: Path, draws: int, **options: Unpack[Options]) -> None:
 @click.option("--limit", type=click.IntRange(1), default=64, show_default=True, help="Hearts that are scored.")
 @click.option("--fit-limit", type=click.IntRange(1), default=32, show_default=True, help="Other hearts, to fit on.")
 @click.option("--law", default="paper", show_default=True, help="paper, positive, normal:SD or one-off:MM.")
-@_shared
+@shared
 def spread(atlas: Path, draws: int, limit: int, fit_limit: int, law: str, **options: Unpack[Options]) -> None:
     """Calibration of the per-vertex spread: --samples 8 unless told otherwise."""
     from m2s.evaluate import spread as rows
     from m2s.evaluate.hearts import Cohort
     from m2s.evaluate.work import spaced
 
-    _check_law(law)
+    check_law(law)
     _only_ours(options)
     options["samples"] = options["samples"] if options["samples"] > 1 else rows.SAMPLES
     cohorts = {Cohort(atlas, "selection"): fit_limit, Cohort(atlas, "validation"): limit}
@@ -205,7 +187,7 @@ def spread(atlas: Path, draws: int, limit: int, fit_limit: int, law: str, **opti
 @click.option("--limit", type=click.IntRange(1), default=64, show_default=True, help="Hearts that are scored.")
 @click.option("--fit", is_flag=True, help="Propose limits, fitted on selection hearts, and score with them too.")
 @click.option("--fit-limit", type=click.IntRange(1), default=32, show_default=True, help="Selection hearts for --fit.")
-@_shared
+@shared
 def flags(atlas: Path, draws: int, limit: int, fit: bool, fit_limit: int, **options: Unpack[Options]) -> None:  # noqa: FBT001 - click passes it by name
     """Spoilt stacks: how many bad reconstructions are flagged, and how many good ones."""
     import json
@@ -238,36 +220,13 @@ def flags(atlas: Path, draws: int, limit: int, fit: bool, fit_limit: int, **opti
         click.echo(rows.table(scored, proposed))
 
 
-def _check_law(law: str) -> None:
-    """Refuse a law that nobody knows before anything is opened."""
-    import numpy as np
-
-    from m2s.evaluate.laws import motion_law
-    from m2s_runtime.grid import MASK_GRID
-
-    motion_law(law, np.ones(MASK_GRID, np.bool_))
+for _command in (table1, table2, table3, figure):
+    evaluate.add_command(_command)
 
 
 def _only_ours(options: Options) -> None:
     if set(options["names"]) - {"ours"}:
         raise UsageProblem("this evaluation is of the whole method: leave --method away")
-
-
-def _setup(options: Options) -> "Setup":
-    from m2s.evaluate.networks import ModelOptions
-    from m2s.evaluate.work import Setup
-
-    model = ModelOptions(
-        model=options["model"],
-        engine=options["engine"],
-        device=options["device"],
-        threads=options["threads"],
-        steps=options["steps"],
-        seed=options["seed"],
-        samples=options["samples"],
-        refine=options["refine"],
-    )
-    return Setup(tuple(dict.fromkeys(options["names"])) or ("ours",), model)
 
 
 def _report(
@@ -286,14 +245,6 @@ def _report(
 
 
 def _collect(items: "Sequence[Item]", options: Options) -> "list[Row]":
-    """Rows of all items, in the order of the items whatever the processes did."""
-    from rich.console import Console
-    from rich.progress import track
+    from m2s.evaluate.rows import RowFile
 
-    from m2s.evaluate.rows import ITEM, RowFile
-    from m2s.evaluate.work import evaluate as work
-
-    done = work(items, _setup(options), RowFile(options["out"]), options["jobs"])
-    found = list(track(done, "evaluating", total=len(items), console=Console(stderr=True)))
-    place = {item.name: index for index, item in enumerate(items)}
-    return [row for rows in sorted(found, key=lambda rows: place[str(rows[0][ITEM])]) for row in rows]
+    return collect(items, setup_of(options), RowFile(options["out"]), options["jobs"])

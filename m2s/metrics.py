@@ -109,6 +109,19 @@ def cd_paper(prediction: SampledSurface, truth: SampledSurface) -> float:
     return float(np.mean(there**2) + np.mean(back**2))
 
 
+def cd_of_points(points: Array, truth: SampledSurface) -> float:
+    """`cd_paper` of points as they are, before any surface is made of them: 5000 of them against 5000 of the truth.
+
+    Args:
+        points: (N, 3) mm, N >= 5000.
+        truth: of role `truth`.
+    """
+    chosen = points[np.random.default_rng(0).permutation(len(points))[:CD_SAMPLES]]
+    there = truth.cd_tree.query(chosen)[0]
+    back = KDTree(chosen).query(truth.points[:CD_SAMPLES])[0]
+    return float(np.mean(there**2) + np.mean(back**2))
+
+
 def cd_floor(area: float, samples: int = CD_SAMPLES) -> float:
     """What `cd_paper` of a surface with an independent sample of itself is expected to be, in mm².
 

@@ -149,14 +149,20 @@ def write_pairs(folder: Path, hearts: Iterable[tuple[int, str, Masks]], law: Mot
         stack = simulate_stack(mask, draw_rng(identity, 0, seed), law)
         place = folder / str(subject)
         place.mkdir(parents=True, exist_ok=True)
-        _write(place / "HR_ED.nii.gz", mask, SPACING[2], PADDING * SPACING[2])
-        _write(place / "LR_ED.nii.gz", stack.slices, NOMINAL_STEP, (PADDING + UPSAMPLING // 2) * SPACING[2])
+        write_labels(place / "HR_ED.nii.gz", mask, _along_z(SPACING[2], PADDING * SPACING[2]))
+        start = (PADDING + UPSAMPLING // 2) * SPACING[2]
+        write_labels(place / "LR_ED.nii.gz", stack.slices, _along_z(NOMINAL_STEP, start))
 
 
-def _write(path: Path, wall: Masks, step: float, start: float) -> None:
+def _along_z(step: float, start: float) -> Doubles:
+    affine = np.diag([1.0, 1.0, step, 1.0])
+    affine[2, 3] = start
+    return affine
+
+
+def write_labels(path: Path, wall: Masks, affine: Doubles) -> None:
+    """Write a wall (X, Y, Z) bool, and what it encloses in each slice as the pool, as a label map of the data set."""
     labels = np.where(wall, WALL, 0).astype(np.uint8)
     for s in np.flatnonzero(wall_slices(wall)):
         labels[:, :, s][np.asarray(ndimage.binary_fill_holes(wall[:, :, s])) & ~wall[:, :, s]] = POOL
-    affine = np.diag([1.0, 1.0, step, 1.0])
-    affine[2, 3] = start
     nib.save(nib.Nifti1Image(labels, affine), path)  # pyright: ignore[reportPrivateImportUsage]

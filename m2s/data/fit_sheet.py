@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from m2s.data.fit_file import Fit, read_fit
+from m2s.shading import paint
 from m2s_runtime.grid import PADDING, PLANES, SPACING
+from m2s_runtime.surface import Mesh
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
 
 SHOWN: Final = 6
 """Of the worst, and of the others."""
-_LIGHT = np.array([-0.3, 0.5, 0.8]) / np.linalg.norm([-0.3, 0.5, 0.8])
-_COLOUR = np.array([0.80, 0.36, 0.30])
-_ELEVATION = np.radians(20)
+_COLOUR: Final = (0.80, 0.36, 0.30)
 
 
 def chosen(rows: "Sequence[Row]") -> "list[Row]":
@@ -49,7 +48,7 @@ def draw_sheet(folder: Path, rows: "Sequence[Row]", picture: Path) -> None:
     for axes, row in zip(grid, shown, strict=True):
         fit = read_fit(folder, row.case)
         _draw_cuts(axes[:3], fit)
-        _draw_surface(axes[3], fit)
+        paint(axes[3], Mesh(fit.heart.vertices, fit.heart.faces), _COLOUR)
         quality = fit.quality
         title = f"{row.case}  {quality.mean_mm:.2f} mm, p95 {quality.p95_mm:.2f}, Dice {quality.dice:.3f}"
         axes[0].set_title(f"{title}  {row.message}".rstrip(), fontsize=7, loc="left")
@@ -73,24 +72,3 @@ def _draw_cuts(axes: "Sequence[Axes]", fit: Fit) -> None:
             panel.contour(x, y, section, levels=[0.0], colors="tab:red", linewidths=0.8)
         panel.set(aspect="equal")
         panel.axis("off")
-
-
-def _draw_surface(panel: "Axes", fit: Fit) -> None:
-    """Shade triangles by their normals and paint them from far to near."""
-    from matplotlib.collections import PolyCollection
-
-    c, s = np.cos(_ELEVATION), np.sin(_ELEVATION)
-    # Rows are right, up and towards the viewer: from the side and above, the base (low z) on top.
-    view: npt.NDArray[np.float64] = np.array([[0.0, -1.0, 0.0], [-s, 0.0, -c], [c, 0.0, -s]])
-    corners = (fit.heart.vertices @ view.T)[fit.heart.faces]
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-    order = np.argsort(corners[:, :, 2].mean(axis=1))
-    order = order[normals[order, 2] > 0]
-    colours = np.clip((0.35 + 0.65 * np.clip(normals[order] @ _LIGHT, 0, 1))[:, None] * _COLOUR, 0, 1)
-    panel.add_collection(
-        PolyCollection(list(corners[order, :, :2]), facecolors=colours, edgecolors=colours, linewidths=0.2)
-    )
-    panel.autoscale_view()
-    panel.set(aspect="equal")
-    panel.axis("off")

@@ -18,7 +18,7 @@ from m2s.data.heart import Heart, keyed_rng
 from m2s_runtime.csdg import coarse_sdg
 from m2s_runtime.errors import BadHeader, BadLabels, CaseError, EmptyWall, NoInputs, WallOutOfRange
 from m2s_runtime.grid import CENTRE, GRID, MASK_GRID, MIN_SLICES, PADDING, PLANES, SPACING, UPSAMPLING
-from m2s_runtime.placement import Canonical, canonicalise, slice_axis
+from m2s_runtime.placement import CLEAR_TAPER, Canonical, canonicalise, slice_axis, taper_of
 from m2s_runtime.slices import pool_features, pool_weights
 from m2s_runtime.surface import extract_surface
 from m2s_runtime.volume import read_study
@@ -39,7 +39,6 @@ PART_SIZES: Final = {"training": 1024, "selection": 72, "validation": 235}
 SPLIT_SEED: Final = 1331
 SPLIT_FILE: Final = Path(__file__).with_name("label_map_split.json")
 
-_CLEAR_TAPER = 0.1
 _SMOOTHING_MM = 1.0
 _SUBPIXEL_MM = 0.7
 _MARGIN = 2
@@ -189,7 +188,7 @@ def canonical_label_map(labels: npt.NDArray[np.integer], affine: Affine, identit
     labels, affine = np.transpose(labels, order), affine[:, [*order, 3]]
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     count = _plane_count(labels == WALL, float(spacing[2]))
-    flipped = _apex_first(labels)
+    flipped = _apex_first(labels == WALL, spacing)
     if flipped:
         labels, affine = labels[:, :, ::-1], affine @ _reversal(labels.shape[2])
     planes, height = _planes(labels == WALL, float(spacing[2]), count)
@@ -225,15 +224,12 @@ def _read(path: Path) -> tuple[npt.NDArray[np.integer], Affine]:
     return study.labels[..., 0], study.affine
 
 
-def _apex_first(labels: npt.NDArray[np.integer]) -> bool:
-    """Whether the stack runs from apex to base, by the area of wall and pool in its outer thirds."""
-    area = np.isin(labels, (POOL, WALL)).sum(axis=(0, 1))
-    held = area[slice(*(np.flatnonzero(area)[[0, -1]] + (0, 1)))]
-    third = max(len(held) // 3, 1)
-    start, end = held[:third].mean(), held[-third:].mean()
-    if abs(start - end) < _CLEAR_TAPER * max(start, end):
+def _apex_first(wall: Masks, spacing: npt.NDArray[np.float64]) -> bool:
+    """Whether the stack runs from apex to base: the runtime's rule, so that both files of a pair are read alike."""
+    taper = taper_of(wall, spacing)
+    if abs(taper) <= CLEAR_TAPER:
         raise BadLabels("base and apex cannot be told apart, both ends of the wall are equally large: check the map")
-    return bool(end > start)
+    return taper < 0
 
 
 def _reversal(planes: int) -> Affine:

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from m2s.evaluate.methods import Method, Network, Prediction
+from m2s.baselines.method import Method, Prediction
+from m2s.evaluate.methods import Network, spacing_of
 from m2s.evaluate.scores import Row, markdown, soundness
 from m2s.evaluate.work import EVERY_METHOD, spaced
 from m2s.metrics import best_inplane_shift_dice
@@ -50,7 +51,6 @@ class WallStack:
 
     wall: BoolArray
     affine: Affine
-    key: str
 
     @property
     def step_mm(self) -> float:
@@ -62,7 +62,7 @@ class WallStack:
         affine = self.affine.copy()
         affine[:, 3] = self.affine @ (0, 0, first, 1)
         affine[:, 2] *= 2
-        return WallStack(self.wall[:, :, first::2], affine, self.key)
+        return WallStack(self.wall[:, :, first::2], affine)
 
 
 def read_stack(path: Path, scheme: str) -> WallStack:
@@ -73,7 +73,7 @@ def read_stack(path: Path, scheme: str) -> WallStack:
     """
     study = read_study(path)
     wall, _ = wall_mask(study.labels[..., 0], scheme, slice_axis(study.affine))
-    return WallStack(wall, study.affine, study.sha256)
+    return WallStack(wall, study.affine)
 
 
 def acquired_section(stack: WallStack, index: int, placement: Placement) -> tuple[BoolArray, float]:
@@ -113,7 +113,7 @@ def recut(method: Method, stack: WallStack) -> Row:
     """
     canonical = canonicalise(stack.wall, stack.affine)
     started = time.perf_counter()
-    prediction = method(canonical, stack.key)
+    prediction = _predict(method, canonical)
     seconds = time.perf_counter() - started
     used = [s for s in canonical.placement.slices if s >= 0 and stack.wall[:, :, s].any()]
     voxel = abs(float(np.linalg.det(stack.affine[:3, :3])))
@@ -143,7 +143,7 @@ def withheld(method: Method, stack: WallStack) -> float | None:
     for first in (0, 1):
         fed = stack.every_second(first)
         canonical = canonicalise(fed.wall, fed.affine)
-        prediction = method(canonical, fed.key)
+        prediction = _predict(method, canonical)
         shown = wall_slices(fed.wall)
         for index in range(first + 1, first + 2 * len(shown) - 1, 2):
             before = (index - first) // 2
@@ -170,9 +170,13 @@ def left_out(method: Method, stack: WallStack) -> float | None:
         if index not in canonical.placement.slices:  # thinned out anyway
             continue
         shown_stack = canonical if isinstance(method, Network) else _hollow(canonical, index)
-        prediction = method(shown_stack, stack.key)
+        prediction = _predict(method, shown_stack)
         found.append(section_dice(prediction, stack, index, canonical.placement))
     return float(np.mean(found)) if found else None
+
+
+def _predict(method: Method, canonical: Canonical) -> Prediction:
+    return method.predict(canonical.masks, spacing_of(canonical.placement.step_mm))
 
 
 def _hollow(canonical: Canonical, source: int) -> Canonical:

@@ -46,11 +46,11 @@ def bootstrap(differences: npt.ArrayLike, seed: int = 0) -> Difference:
 
 
 def paired(first: Sequence[Row], second: Sequence[Row], column: str) -> npt.NDArray[np.float64]:
-    """Per subject the mean difference, first less second, over the draws that both have a figure for: (N,)."""
-    other = {(row["subject"], row.get("draw")): row.get(column) for row in second}
+    """Per subject the mean difference, first less second, over the stacks that both have a figure for: (N,)."""
+    other = {_stack_of(row): row.get(column) for row in second}
     differences: dict[object, list[float]] = {}
     for row in first:
-        a, b = row.get(column), other.get((row["subject"], row.get("draw")))
+        a, b = row.get(column), other.get(_stack_of(row))
         if isinstance(a, int | float) and isinstance(b, int | float):
             differences.setdefault(row["subject"], []).append(float(a) - float(b))
     return np.array([np.mean(d) for d in differences.values()], np.float64)
@@ -75,6 +75,10 @@ def steps_table(rows: Sequence[Row]) -> str:
         usual = by_step.pop(NOMINAL_STEP, [])
         pairs |= {f"{name}, {s:g} - {NOMINAL_STEP:g} mm": (by_step[s], usual) for s in sorted(by_step)}
     return _table("the same hearts [95 % bootstrap]", pairs)
+
+
+def _stack_of(row: Row) -> tuple[object, ...]:
+    return row["subject"], row.get("phase"), row.get("draw")
 
 
 def _table(title: str, pairs: Mapping[str, tuple[list[Row], list[Row]]]) -> str:

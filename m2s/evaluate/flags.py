@@ -12,11 +12,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from m2s.baselines.method import Method
 from m2s.data.heart import keyed_rng
 from m2s.data.sdg import voxelise
 from m2s.evaluate.degrade import SPOILERS, Spoilt
 from m2s.evaluate.hearts import Cohort, base_heart
-from m2s.evaluate.methods import Method
 from m2s.evaluate.networks import pipeline_behind
 from m2s.evaluate.scores import Row
 from m2s.evaluate.simulation import noise_key

@@ -1,79 +1,31 @@
-"""Everything that is compared, behind one call: a canonical stack in, a level set and its surface out."""
+"""What is compared with nothing to open, and the trained networks behind the one protocol."""
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from m2s.baselines.method import (
+    GRID_TO_MM,
+    BoolArray,
+    FloatArray,
+    Method,
+    Prediction,
+    Spacing,
+    from_mask,
+    from_sdg,
+    mask_surface,
+)
 from m2s.baselines.nni import nearest_neighbour
 from m2s.baselines.shape_based import shape_based
 from m2s.data.simulate import Stack
-from m2s_runtime.csdg import to_grid
+from m2s.evaluate.names import METHODS
 from m2s_runtime.errors import UsageProblem
-from m2s_runtime.grid import NOMINAL_STEP, PADDING, PLANES, SLICES, SPACING
+from m2s_runtime.grid import NOMINAL_STEP, SLICES, SPACING
 from m2s_runtime.placement import Canonical, Placement
 from m2s_runtime.slices import pool_features, wall_slices
-from m2s_runtime.surface import Mesh, contour, extract_surface, signed_volume
-
-BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float32]
-
-GRID_TO_MM: Final = np.diag([*SPACING, 1.0])
-"""Grid voxel index to mm of the grid's own frame, in which simulations are scored."""
-
-NETWORK_METHODS: Final = ("ours", "mcsr", "decode-zc", "unconditioned")
-"""`ours` is the whole method, `mcsr` its super-resolved mask alone, `decode-zc` the decoded condition, no diffusion,
-`unconditioned` the diffusion without its condition."""
-
-METHODS: Final = (*NETWORK_METHODS, "nni", "shape-based", "shape-based-line", "shape-based-uncorrected")
-"""`shape-based` puts centroids on one point, `-line` on a straight line, `-uncorrected` leaves the slices alone."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a method makes of one stack, in the grid's own frame."""
-
-    level: FloatArray
-    """(128, 128, 64) on the 2 mm grid, negative inside."""
-    surface: Mesh
-    """mm; voxel i of the grid has its centre at i times the spacing."""
-    shifts: FloatArray | None
-    """(12, 2) mm, zeros for a method that corrects nothing, None where they are not known."""
-    binary: bool
-    """Whether `level` only knows inside and outside, so that blending two planes means nothing."""
-    remembered: bool = False
-    """Whether another method had paid for the run already, so that the time this one took means nothing."""
-    flags: tuple[str, ...] = ()
-    """What the method itself has to say about the result."""
-
-    @property
-    def mask(self) -> BoolArray:
-        """(128, 128, 60): the planes that the figures are counted on."""
-        return np.asarray(self.level[:, :, PADDING : PADDING + PLANES] < 0)
-
-    def sections(self, plane: float) -> list[BoolArray]:
-        """The (128, 128) cross-sections that stand for a plane between two of the grid's.
-
-        One, from blended distances; of a binary method the two neighbours, whose scores the caller averages.
-        """
-        below = int(np.clip(np.floor(plane), 0, self.level.shape[2] - 1))
-        above = min(below + 1, self.level.shape[2] - 1)
-        weight = plane - below
-        if weight < 1e-6:
-            return [self.level[:, :, below] < 0]
-        if self.binary:
-            return [self.level[:, :, below] < 0, self.level[:, :, above] < 0]
-        return [np.asarray((1 - weight) * self.level[:, :, below] + weight * self.level[:, :, above] < 0)]
-
-
-class Method(Protocol):
-    """A way to reconstruct."""
-
-    def __call__(self, canonical: Canonical, noise_key: str) -> Prediction:
-        """Reconstruct one stack; `noise_key` seeds what is random, the same key gives the same answer."""
-        ...
 
 
 class Reconstruction(Protocol):
@@ -103,36 +55,30 @@ class Reconstructor(Protocol):
         ...
 
 
-def mask_surface(mask: BoolArray) -> Mesh:
-    """Marching cubes of a (128, 128, 64) mask at 0.5, every component kept, closed by one voxel of padding.
+def spacing_of(step_mm: float) -> Spacing:
+    """Of a canonical stack, mm."""
+    return SPACING[0], SPACING[1], step_mm
 
-    The runtime's surfaces keep the largest component; a method that returns a mask is shown with all its crumbs.
 
-    Raises:
-        EmptyWall: if the mask is empty.
-    """
-    vertices, faces = contour(mask.astype(np.float32), mask, 0.5, 0.0, "lorensen")
-    mesh = Mesh(vertices * SPACING, faces)
-    return mesh if signed_volume(mesh) > 0 else Mesh(mesh.vertices, np.ascontiguousarray(mesh.faces[:, ::-1]))
+def canonical_of(mask: BoolArray, spacing: Spacing) -> Canonical:
+    """Slices (128, 128, 12) as if they had been read from a file that lies in the grid's own frame."""
+    slices = tuple(s if held else -1 for s, held in enumerate(wall_slices(mask)))
+    placement = Placement(GRID_TO_MM, spacing[2], slices, flipped=False, every=1, slice_axis=2)
+    return Canonical(mask, placement, pool_features(mask), ())
 
 
 def canonical_from_stack(stack: Stack, step_mm: float = NOMINAL_STEP) -> Canonical:
-    """Present a simulated stack to a method as if it had been read from a file that lies in the grid's own frame."""
-    slices = tuple(s if held else -1 for s, held in enumerate(wall_slices(stack.slices)))
-    placement = Placement(GRID_TO_MM, step_mm, slices, flipped=False, every=1, slice_axis=2)
-    return Canonical(stack.slices, placement, pool_features(stack.slices), ())
+    """`canonical_of` for a simulated stack."""
+    return canonical_of(stack.slices, spacing_of(step_mm))
 
 
-def from_mask(mask: BoolArray, step_mm: float, shifts: FloatArray | None) -> Prediction:
-    """Wrap a (128, 128, 60) mask whose planes are `step_mm / 5` apart."""
-    level = (0.5 - to_grid(mask.astype(np.float32), step_mm)).astype(np.float32)
-    return Prediction(level, mask_surface(level < 0), shifts, binary=True)
-
-
-def nearest(canonical: Canonical, noise_key: str) -> Prediction:  # noqa: ARG001
+@dataclass(frozen=True)
+class Nearest:
     """Nearest neighbour, no motion correction."""
-    none = np.zeros((SLICES, 2), np.float32)
-    return from_mask(nearest_neighbour(canonical.masks), canonical.placement.step_mm, none)
+
+    def predict(self, mask: BoolArray, spacing: Spacing) -> Prediction:
+        """Repeat the slices."""
+        return from_mask(nearest_neighbour(mask), spacing[2], np.zeros((SLICES, 2), np.float32))
 
 
 @dataclass(frozen=True)
@@ -141,10 +87,10 @@ class Classical:
 
     options: Mapping[str, Any]
 
-    def __call__(self, canonical: Canonical, noise_key: str) -> Prediction:  # noqa: ARG002
+    def predict(self, mask: BoolArray, spacing: Spacing) -> Prediction:
         """Reconstruct; nothing is random."""
-        found = shape_based(canonical.masks, **self.options)
-        return from_mask(found.mask, canonical.placement.step_mm, found.shifts)
+        found = shape_based(mask, **self.options)
+        return from_mask(found.mask, spacing[2], found.shifts)
 
 
 class Shared(Protocol):
@@ -164,16 +110,16 @@ class Network:
     reconstructor: Reconstructor
     shared: Shared | None = None
 
-    def __call__(self, canonical: Canonical, noise_key: str) -> Prediction:
-        """Reconstruct, and bring the result back into the grid's own frame, where nothing is placed in a scanner."""
-        result = self.reconstructor.reconstruct(canonical, noise_key)
+    def predict(self, mask: BoolArray, spacing: Spacing) -> Prediction:
+        """Reconstruct in the grid's own frame; noise is keyed by the sha256 of the mask's bytes."""
+        key = hashlib.sha256(np.ascontiguousarray(mask).tobytes()).hexdigest()
+        result = self.reconstructor.reconstruct(canonical_of(mask, spacing), key)
         again = self.shared is not None and self.shared.repeated
-        told = tuple(getattr(result, "flags", ()))  # those of the whole method; what was decoded otherwise has none
         if self.name == "mcsr":
             level = (0.5 - result.probability).astype(np.float32)
             return Prediction(level, mask_surface(level <= 0), result.shifts, binary=False, remembered=again)
-        surface = extract_surface(result.sdg, GRID_TO_MM)
-        return Prediction(result.sdg, surface, result.shifts, binary=False, remembered=again, flags=told)
+        told = tuple(getattr(result, "flags", ()))  # those of the whole method; what was decoded otherwise has none
+        return replace(from_sdg(result.sdg, result.shifts), remembered=again, flags=told)
 
 
 CLASSICAL: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -190,7 +136,7 @@ def classical_method(name: str) -> Method:
         UsageProblem: if the name is not one of them.
     """
     if name == "nni":
-        return nearest
+        return Nearest()
     if name in CLASSICAL:
         return Classical(CLASSICAL[name])
-    raise UsageProblem(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
+    raise UsageProblem(f"unknown method {name!r}: choose one of {', '.join(METHODS)}, or package.module:Class")

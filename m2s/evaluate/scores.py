@@ -7,10 +7,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from m2s.baselines.method import GRID_TO_MM, Prediction
 from m2s.curvature import mean_absolute_curvature
 from m2s.data.sdg import signed_distance_grid
-from m2s.evaluate.methods import GRID_TO_MM, Prediction
-from m2s.metrics import SampledSurface, cd_floor, cd_paper, dice, shift_error, surface_distance
+from m2s.metrics import SampledSurface, cd_floor, cd_of_points, cd_paper, dice, shift_error, surface_distance
 from m2s_runtime.errors import Stop
 from m2s_runtime.grid import SPACING
 from m2s_runtime.slices import wall_slices
@@ -23,6 +23,7 @@ COLUMNS: Final[Mapping[str, tuple[str, float, int]]] = {
     "dice_recentred": ("Dice % re-centred", 100, 2),
     "cd": ("cd mm²", 1, 2),
     "cd_over_floor": ("cd over floor mm²", 1, 2),
+    "cd_points": ("cd of the points mm²", 1, 2),
     "assd": ("ASSD mm", 1, 3),
     "hd95": ("HD95 mm", 1, 2),
     "roughness": ("roughness 1/m", 1000, 1),
@@ -37,6 +38,8 @@ COLUMNS: Final[Mapping[str, tuple[str, float, int]]] = {
     "sound": ("closed, one component, genus 0 %", 100, 1),
     "seconds": ("s", 1, 2),
     "sampling_seconds": ("sampling CPU s", 1, 3),
+    "csdg_error": ("C-SDG error mm", 1, 3),
+    "csdg_seconds": ("C-SDG CPU s", 1, 3),
 }
 """Figures of the tables: heading, factor, digits."""
 
@@ -68,21 +71,27 @@ class Truth:
 
 
 def score(prediction: Prediction, truth: Truth) -> Row:
-    """All figures of shape: Dice as a fraction, lengths in mm, curvature in 1/mm, Chamfer distance in mm²."""
+    """All figures of shape: Dice as a fraction, lengths in mm, curvature in 1/mm, Chamfer distance in mm².
+
+    An open surface encloses nothing: it has no Dice and no volume.
+    """
     surface = SampledSurface.of(prediction.surface, "prediction")
     distance = surface_distance(surface, truth.surface)
     cd, floor = cd_paper(surface, truth.surface), cd_floor(truth.surface.area)
     rough = mean_absolute_curvature(prediction.surface)
+    closed = prediction.level is not None
+    points = {} if prediction.points is None else {"cd_points": cd_of_points(prediction.points, truth.surface)}
     return {
-        "dice": dice(prediction.mask, truth.mask),
+        "dice": dice(prediction.mask, truth.mask) if closed else None,
         "cd": cd,
         "cd_over_floor": cd - floor,
         "cd_floor": floor,
+        **points,
         "assd": distance.assd,
         "hd95": distance.hd95,
         "roughness": rough,
         "roughness_error": abs(rough - truth.roughness),
-        "volume_error": signed_volume(prediction.surface) / truth.volume - 1,
+        "volume_error": signed_volume(prediction.surface) / truth.volume - 1 if closed else None,
         **soundness(prediction.surface),
     }
 
@@ -152,12 +161,13 @@ def markdown(groups: Mapping[str, Sequence[Row]], only: Collection[str] = tuple(
     for name, group in groups.items():
         subjects = {row["subject"] for row in group if not row.get("error")}
         failed = sum(1 for row in group if row.get("error"))
-        cells = " | ".join(_cell(per_subject(group, c), *COLUMNS[c][1:]) for c in columns)
+        cells = " | ".join(mean_cell(per_subject(group, c), *COLUMNS[c][1:]) for c in columns)
         lines.append(f"| {name} | {len(subjects)} | {failed} | {cells} |")
     return "\n".join(lines)
 
 
-def _cell(values: npt.NDArray[np.float64], factor: float, digits: int) -> str:
+def mean_cell(values: npt.NDArray[np.float64], factor: float, digits: int) -> str:
+    """Mean ± sd of one value a subject, times `factor`; a dash without values."""
     if not values.size:
         return "-"
     spread = values.std(ddof=1) if values.size > 1 else 0.0

@@ -5,12 +5,13 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from m2s.baselines.method import FloatArray, Method
 from m2s.data.heart import Heart
-from m2s.data.simulate import draw_rng, simulate_stack
+from m2s.data.simulate import Masks, draw_rng, simulate_stack
 from m2s.evaluate.compare import paired_table, steps_table
 from m2s.evaluate.hearts import Cohort, subject
 from m2s.evaluate.laws import motion_law
-from m2s.evaluate.methods import Method, canonical_from_stack
+from m2s.evaluate.methods import spacing_of
 from m2s.evaluate.scores import Row, Truth, score, score_shifts
 from m2s_runtime.errors import CaseError
 from m2s_runtime.grid import NOMINAL_STEP, UPSAMPLING
@@ -38,17 +39,39 @@ def score_stack(
         One row a method. A stack that a method refuses gives a row with `error`.
     """
     stack = simulate_stack(heart.mask, draw_rng(heart.id, draw, seed), motion_law(law, heart.mask))
-    canonical = canonical_from_stack(stack, heart.plane_mm * UPSAMPLING)
+    facts: Row = {"subject": heart.id, "draw": draw}
+    step_mm = heart.plane_mm * UPSAMPLING
+    for row in score_methods(methods, stack.slices, step_mm, truth, stack.shifts):
+        yield facts | row
+
+
+def score_methods(
+    methods: Mapping[str, Method], slices: Masks, step_mm: float, truth: Truth, shifts: FloatArray | None = None
+) -> Iterator[Row]:
+    """Score methods on one stack.
+
+    Args:
+        methods: by name.
+        slices: (128, 128, 12) bool.
+        step_mm: between them.
+        truth: in the grid's frame.
+        shifts: (12, 2) mm, how far slices moved; None where nobody knows.
+
+    Yields:
+        One row a method, with `error` where the method refuses the stack.
+    """
     for name, method in methods.items():
-        row: Row = {"subject": heart.id, "draw": draw, "method": name}
-        started = time.perf_counter()
+        row: Row = {"method": name}
+        started, worked = time.perf_counter(), time.process_time()
         try:
-            prediction = method(canonical, noise_key(heart.id, draw, seed))
+            prediction = method.predict(slices, spacing_of(step_mm))
         except CaseError as error:
             yield row | {"error": f"{error.code}: {error}"}
             continue
-        row["seconds"] = None if prediction.remembered else time.perf_counter() - started
-        yield row | score(prediction, truth) | score_shifts(prediction.shifts, stack.shifts, stack.slices)
+        took = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - worked}
+        row |= dict.fromkeys(took) if prediction.remembered else took
+        known = {} if shifts is None else score_shifts(prediction.shifts, shifts, slices)
+        yield row | score(prediction, truth) | known
 
 
 @dataclass(frozen=True)

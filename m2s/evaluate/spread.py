@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from m2s.baselines.method import Method
 from m2s.data.simulate import draw_rng, simulate_stack
 from m2s.evaluate.hearts import Cohort, subject
 from m2s.evaluate.laws import motion_law
-from m2s.evaluate.methods import Method, canonical_from_stack
+from m2s.evaluate.methods import canonical_from_stack
 from m2s.evaluate.networks import pipeline_behind
 from m2s.evaluate.scores import Row, Truth
 from m2s.evaluate.shift_error import deviations

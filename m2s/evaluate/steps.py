@@ -12,10 +12,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from m2s.baselines.method import GRID_TO_MM, FloatArray, Method, Prediction
 from m2s.data.simulate import draw_rng, simulate_stack
-from m2s.evaluate.hearts import Cohort, subject
+from m2s.evaluate.hearts import Cohort, Subject, subject
 from m2s.evaluate.laws import motion_law
-from m2s.evaluate.methods import GRID_TO_MM, FloatArray, Method, Prediction, canonical_from_stack
+from m2s.evaluate.methods import canonical_from_stack
 from m2s.evaluate.networks import pipeline_behind
 from m2s.evaluate.scores import Row, score
 from m2s.evaluate.simulation import noise_key
@@ -24,10 +25,13 @@ from m2s_runtime.apex import close_apex
 from m2s_runtime.csdg import coarse_sdg
 from m2s_runtime.engines import Engine
 from m2s_runtime.manifest import Manifest
+from m2s_runtime.pipeline import Pipeline, Reconstruction
 from m2s_runtime.sampling import start_noise
 from m2s_runtime.surface import extract_surface
 
 STEPS: Final = (1, 2, 3, 5, 10)
+MOST: Final = 50
+"""Steps of plain sampling beyond which nothing is expected: five times the paper's."""
 STARTS: Final = (250, 500, 750)
 """Levels at which the noised condition is taken for a noised answer."""
 
@@ -67,10 +71,37 @@ class Way:
 WAYS: Final = (
     Way(0),
     Way(1, 0.0),
-    *(Way(steps) for steps in STEPS),
+    *(Way(steps) for steps in (*STEPS, MOST)),
     *(Way(steps, 0.0) for steps in STEPS[1:]),
     *(Way(steps, start=start) for start in STARTS for steps in (1, 3)),
 )
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all rows of a stack have in common: the heart, the pipeline and what it found."""
+
+    subject: Subject
+    pipeline: Pipeline
+    result: Reconstruction
+    key: str
+    """Of the noise."""
+
+    def score(self, sdg: FloatArray) -> Row:
+        """Figures of one way to get to distances (128, 128, 64) mm."""
+        prediction = Prediction(sdg, extract_surface(sdg, GRID_TO_MM), self.result.shifts, binary=False)
+        return score(prediction, self.subject.truth)
+
+
+def shared(methods: Mapping[str, Method], cohort: Cohort, row: int, draw: int, seed: int, law: str) -> Shared | None:
+    """One stack through the method `ours`; None where the heart has no such stack."""
+    found = subject(cohort, row)
+    if found is None:
+        return None
+    heart, pipeline = found.heart, pipeline_behind(methods["ours"])
+    stack = simulate_stack(heart.mask, draw_rng(heart.id, draw, seed), motion_law(law, heart.mask))
+    key = noise_key(heart.id, draw, seed)
+    return Shared(found, pipeline, pipeline.reconstruct(canonical_from_stack(stack), key), key)
 
 
 @dataclass(frozen=True)
@@ -91,23 +122,18 @@ class SteppedStack:
 
     def rows(self, methods: Mapping[str, Method]) -> Iterator[Row]:
         """One row a way to sample; `sampling_seconds` is the CPU time of denoising and decoding."""
-        found = subject(self.cohort, self.row)
+        found = shared(methods, self.cohort, self.row, self.draw, self.seed, self.law)
         if found is None:
             return
-        heart, pipeline = found.heart, pipeline_behind(methods["ours"])
-        stack = simulate_stack(heart.mask, draw_rng(heart.id, self.draw, self.seed), motion_law(self.law, heart.mask))
-        key = noise_key(heart.id, self.draw, self.seed)
-        result = pipeline.reconstruct(canonical_from_stack(stack), key)
-        csdg = coarse_sdg(result.probability >= 0.5, pipeline.engine.threads)
-        zc = pipeline.engine.run("encode", {"csdg": csdg[None, None]})["zc"]
+        engine = found.pipeline.engine
+        csdg = coarse_sdg(found.result.probability >= 0.5, engine.threads)
+        zc = engine.run("encode", {"csdg": csdg[None, None]})["zc"]
         for way in self.ways:
             began = time.process_time()
-            sdg = sampled(pipeline.engine, pipeline.manifest, way, zc, key, self.seed)
+            sdg = sampled(engine, found.pipeline.manifest, way, zc, found.key, self.seed)
             seconds = time.process_time() - began
-            surface = extract_surface(sdg, GRID_TO_MM)
-            prediction = Prediction(sdg, surface, result.shifts, binary=False)
-            facts: Row = {"subject": heart.id, "draw": self.draw, "method": "ours", "way": way.name}
-            yield facts | score(prediction, found.truth) | {"sampling_seconds": seconds}
+            facts: Row = {"subject": found.subject.heart.id, "draw": self.draw, "method": "ours", "way": way.name}
+            yield facts | found.score(sdg) | {"sampling_seconds": seconds}
 
 
 def sampled(engine: Engine, manifest: Manifest, way: Way, zc: FloatArray, key: str, seed: int) -> FloatArray:

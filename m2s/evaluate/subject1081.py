@@ -14,17 +14,17 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from m2s.baselines.method import GRID_TO_MM, Method, Prediction, from_mask
 from m2s.data.sdg import voxelise
 from m2s.data.simulate import draw_rng, simulate_stack
 from m2s.evaluate.acdc import read_stack
 from m2s.evaluate.laws import motion_law
-from m2s.evaluate.methods import GRID_TO_MM, Method, Prediction, canonical_from_stack, from_mask
+from m2s.evaluate.methods import spacing_of
 from m2s.evaluate.scores import Row, Truth, score, score_shifts
-from m2s.evaluate.simulation import noise_key
 from m2s.metrics import dice
 from m2s_runtime.errors import CaseError, NoInputs, UsageProblem
 from m2s_runtime.grid import CENTRE, GRID, NOMINAL_STEP, PADDING, PLANES, SLICES, SPACING, UPSAMPLING
-from m2s_runtime.placement import Canonical, canonicalise
+from m2s_runtime.placement import canonicalise
 from m2s_runtime.slices import pool_features, pool_weights, wall_slices
 from m2s_runtime.surface import Mesh, extract_surface
 
@@ -96,13 +96,12 @@ def smooth_surface(mask: BoolArray) -> Mesh:
     return extract_surface(np.asarray(smooth, np.float32), GRID_TO_MM)
 
 
-def recentred_dice(prediction: Prediction, truth: Truth) -> float:
+def recentred_dice(level: npt.NDArray[np.float32], mask: BoolArray, truth: Truth) -> float:
     """Dice once the prediction's own pool is centred too: what is left is error of shape."""
-    centre = pool_centre(prediction.mask)
+    centre = pool_centre(mask)
     by = (*(CENTRE - centre), 0.0)
-    level = ndimage.shift(prediction.level.astype(np.float64), by, order=1, mode="nearest")
-    moved = Prediction(np.asarray(level, np.float32), prediction.surface, None, prediction.binary)
-    return dice(moved.mask, truth.mask)
+    moved = ndimage.shift(level.astype(np.float64), by, order=1, mode="nearest")
+    return dice(np.asarray(moved[:, :, PADDING : PADDING + PLANES] < 0), truth.mask)
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,7 @@ class OwnSimulation:
         law = motion_law(self.law, seated.mask)
         stack = simulate_stack(seated.mask, draw_rng(SUBJECT, self.draw, self.seed), law)
         extra: Row = {"setting": "simulated", "draw": self.draw, "law": self.law}
-        key = f"simulated {self.draw} {self.seed}"
-        for row, prediction in _score_all(methods, canonical_from_stack(stack), truth, key):
+        for row, prediction in _score_all(methods, stack.slices, NOMINAL_STEP, truth):
             shifts = score_shifts(prediction.shifts, stack.shifts, stack.slices) if prediction else {}
             yield row | extra | shifts
 
@@ -160,7 +158,7 @@ class GivenStack:
         canonical = canonicalise(stack.wall, stack.affine)
         true = _true_shifts(canonical.masks, seated.mask)
         setting: Row = {"setting": f"given {self.number}", "draw": 0}
-        for row, prediction in _score_all(methods, canonical, truth, stack.key):
+        for row, prediction in _score_all(methods, canonical.masks, canonical.placement.step_mm, truth):
             shifts = score_shifts(prediction.shifts, true, canonical.masks) if prediction else {}
             # Where the whole stack lies is what canonicalising took away: only the relative error means anything.
             yield row | setting | {k: v for k, v in shifts.items() if k == "shift_relative"}
@@ -176,12 +174,12 @@ def _truth(folder: Path, phase: int) -> tuple[Seated, Truth]:
 
 
 def _score_all(
-    methods: Mapping[str, Method], canonical: Canonical, truth: Truth, key: str
+    methods: Mapping[str, Method], slices: BoolArray, step_mm: float, truth: Truth
 ) -> Iterator[tuple[Row, Prediction | None]]:
     for name, method in methods.items():
         row: Row = {"subject": SUBJECT, "method": name}
         try:
-            prediction = method(canonical, noise_key(SUBJECT, key))
+            prediction = method.predict(slices, spacing_of(step_mm))
         except CaseError as error:
             yield row | {"error": f"{error.code}: {error}"}, None
             continue
@@ -189,7 +187,8 @@ def _score_all(
 
 
 def _figures(prediction: Prediction, truth: Truth) -> Row:
-    return score(prediction, truth) | {"dice_recentred": recentred_dice(prediction, truth)}
+    recentred = None if prediction.level is None else recentred_dice(prediction.level, prediction.mask, truth)
+    return score(prediction, truth) | {"dice_recentred": recentred}
 
 
 def _true_shifts(moved: BoolArray, truth: BoolArray) -> npt.NDArray[np.float32]:

@@ -4,14 +4,20 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Protocol, TypeVar
 
-from m2s.evaluate.methods import METHODS, NETWORK_METHODS, Method, classical_method
+from m2s.baselines.method import Method
+from m2s.baselines.registry import BASELINES
+from m2s.evaluate.methods import classical_method
+from m2s.evaluate.names import NETWORK_METHODS, is_plugin
 from m2s.evaluate.networks import ModelOptions, network_methods
+from m2s.evaluate.plugins import open_plugin, plugin_digest
 from m2s.evaluate.rows import ITEM, RUN, RowFile
 from m2s.evaluate.scores import Row
+from m2s.evaluate.trained import open_trained, trained
 from m2s.pool import worker_pool
 from m2s_runtime.errors import CaseError, UsageProblem
 
@@ -43,36 +49,66 @@ class Item(Protocol):
 
 @dataclass(frozen=True)
 class Setup:
-    """Methods by name and the options they are made with."""
+    """Methods by name and the options they are made with.
+
+    Attributes:
+        names: of `METHODS`, plug-ins, or names that `also` gives.
+        options: of the bundle; seed, device and threads are everybody's.
+        baselines: run that the competing methods were trained in.
+        also: name and bundle of further methods `ours`.
+    """
 
     names: tuple[str, ...] = ("ours",)
     options: ModelOptions = field(default_factory=ModelOptions)
+    baselines: Path | None = None
+    also: tuple[tuple[str, str], ...] = ()
 
     def methods(self) -> dict[str, Method]:
-        """Build what was asked for; the bundle is opened only when a network is among it.
+        """Build what was asked for; a bundle is opened only when a network of it is asked for.
 
         Raises:
             BundleError: the bundle is missing or altered.
             EngineError: the engine or device cannot be had.
+            NoInputs: a competing method was not trained in the run.
+            UsageProblem: no such method.
         """
-        networks = network_methods([n for n in self.names if n in NETWORK_METHODS], self.options)
+        found = network_methods([n for n in self.names if n in NETWORK_METHODS], self.options)
+        for label, bundle in self.also:
+            if label in self.names:
+                found[label] = network_methods(["ours"], replace(self.options, model=bundle))["ours"]
         # First the one whose run the other networks share: its time is then that of the whole method.
         ordered = sorted(self.names, key=lambda name: name != "ours")
-        return {n: networks[n] if n in networks else classical_method(n) for n in ordered}
+        return {n: found[n] if n in found else self._other(n) for n in ordered}
 
     def fingerprints(self) -> dict[str, str]:
-        """What decides a method's figures besides the item, in 12 hex digits a method.
+        """What decides a method's figures besides the item, in 12 hex digits a method; errors as `methods`."""
+        return {name: _digest({"seed": self.options.seed} | self._facts(name)) for name in self.names}
+
+    def run_of(self, name: str) -> Path:
+        """The run that a competing method was trained in.
 
         Raises:
-            BundleError: the bundle is missing or altered.
+            UsageProblem: none was given.
         """
+        if self.baselines is None:
+            raise UsageProblem(f"--method {name} was trained: give --baselines RUN, where m2s-train baseline put it")
+        return self.baselines
+
+    def _facts(self, name: str) -> dict[str, object]:
         from m2s_runtime.bundle import load_bundle
 
-        networks = [n for n in self.names if n in NETWORK_METHODS]
-        bundle = load_bundle(self.options.model).sha256 if networks else ""
-        o = self.options
-        sampled = {"bundle": bundle, "steps": o.steps, "samples": o.samples, "refine": o.refine}
-        return {n: _digest({"seed": o.seed} | (sampled if n in networks else {})) for n in self.names}
+        bundles, o = dict(self.also), self.options
+        if name in NETWORK_METHODS or name in bundles:
+            bundle = load_bundle(bundles.get(name, o.model)).sha256
+            return {"bundle": bundle, "steps": o.steps, "samples": o.samples, "refine": o.refine}
+        if name in BASELINES:
+            return {"weights": trained(name, self.run_of(name)).digest}
+        return {"source": plugin_digest(name)} if is_plugin(name) else {}
+
+    def _other(self, name: str) -> Method:
+        if name in BASELINES:
+            return open_trained(name, self.run_of(name), self.options.device, self.options.threads)
+        return open_plugin(name) if is_plugin(name) else classical_method(name)
 
 
 def evaluate(items: Sequence[Item], setup: Setup, table: RowFile, jobs: int = 1) -> Iterator[list[Row]]:
@@ -114,11 +150,12 @@ def _known(table: RowFile, marks: dict[str, str], names: set[str]) -> dict[str, 
     known: dict[str, list[Row]] = {}
     for row in table.rows:
         method, name = str(row.get("method")), str(row[ITEM])
-        if name not in names or (method in METHODS and method not in marks):
+        if name not in names or (row[RUN] and method not in marks):
             continue
         if method in marks and row[RUN] != marks[method]:
             raise UsageProblem(
-                f"--out holds rows of {name} that another model or other options gave for {method}: choose another file"
+                f"--out holds rows of {name} that another model or other options gave for {method}:"
+                " choose another file, or take the rows of that method out of this one"
             )
         known.setdefault(name, []).append(row)
     return known

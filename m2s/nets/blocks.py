@@ -13,15 +13,16 @@ class ResBlock(nn.Module):
 
     With `norm`, batch normalisation follows each convolution, as published. Without, the second convolution starts at
     zero, so that a deep stack starts as the identity and trains at batch sizes where batch statistics mean little.
+    `identity` leaves the shortcut's convolution out where widths allow it (MCSR-MS).
     """
 
-    def __init__(self, inputs: int, outputs: int, *, norm: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, *, norm: bool, slope: float = 0.1, identity: bool = False) -> None:
         super().__init__()
         self.first = nn.Conv3d(inputs, outputs, 3, padding=1, bias=not norm)
         self.second = nn.Conv3d(outputs, outputs, 3, padding=1, bias=not norm)
         self.norms = nn.ModuleList([nn.BatchNorm3d(outputs), nn.BatchNorm3d(outputs)] if norm else [nn.Identity()] * 2)
-        self.activation = nn.LeakyReLU(0.1)
-        same = inputs == outputs and not norm
+        self.activation = nn.LeakyReLU(slope)
+        same = inputs == outputs and (identity or not norm)
         self.shortcut = nn.Identity() if same else nn.Conv3d(inputs, outputs, 1, bias=False)
         if not norm:
             nn.init.zeros_(self.second.weight)

@@ -21,29 +21,41 @@ _POOL: Final = (2, 2, 1)
 """Down-sampling stays in-plane: twelve slices are few enough."""
 
 
-class ImageMotionNet(nn.Module):
-    """MC-Net as published: the image alone, one head for each slice (37.7 M weights in the heads)."""
+class ImageTrunk(nn.Module):
+    """Residual blocks over a stack of images, and heads without bias that each see all of it (MC-Net of MCSR-ETE)."""
 
-    def __init__(self, size: McsrSize) -> None:
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        *,
+        planes: int = SLICES,
+        heads: int = SLICES,
+        outputs: int = 2,
+        squeeze: int = 16,
+        hidden: int = 64,
+    ) -> None:
+        """In-plane size is halved after every block but the last; `planes` is the depth, which stays."""
         super().__init__()
         self.stem = nn.Conv3d(1, 8, 2, bias=False)
         self.stem_norm = nn.BatchNorm3d(8)
-        widths = (8, *size.motion_channels)
-        self.blocks = nn.ModuleList(ResBlock(a, b, norm=True) for a, b in pairwise(widths))
-        self.squeeze = nn.Conv3d(widths[-1], 16, 1, bias=False)
-        features = 16 * (IN_PLANE // 8) ** 2 * SLICES
+        self.blocks = nn.ModuleList(ResBlock(a, b, norm=True) for a, b in pairwise((8, *channels)))
+        self.squeeze = nn.Conv3d(channels[-1], squeeze, 1, bias=False)
+        features = squeeze * (IN_PLANE >> (len(channels) - 1)) ** 2 * planes
         self.heads = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(features, 64, bias=False), nn.LeakyReLU(0.1), nn.Dropout(0.2), nn.Linear(64, 2, bias=False)
+                nn.Linear(features, hidden, bias=False),
+                nn.LeakyReLU(0.1),
+                nn.Dropout(0.2),
+                nn.Linear(hidden, outputs, bias=False),
             )
-            for _ in range(SLICES)
+            for _ in range(heads)
         )
         self.dropout = nn.Dropout(0.2)
-        self.apply(_orthogonal)
+        self.apply(orthogonal)
 
-    def forward(self, slices: Tensor, pool: Tensor) -> Tensor:  # noqa: ARG002  (one signature for both MC-Nets)
-        """(B, 1, 128, 128, 12) masks -> shifts (B, 12, 2) in mm along x and y."""
-        x = nn.functional.pad(slices, (0, 1, 0, 1, 0, 1))
+    def read(self, images: Tensor) -> Tensor:
+        """(B, 1, 128, 128, planes) -> (B, heads, outputs)."""
+        x = nn.functional.pad(images, (0, 1, 0, 1, 0, 1))
         x = nn.functional.leaky_relu(self.stem_norm(self.stem(x)), 0.1)
         for k, block in enumerate(self.blocks):
             x = block(x)
@@ -51,6 +63,17 @@ class ImageMotionNet(nn.Module):
                 x = nn.functional.max_pool3d(x, _POOL)
         features = self.dropout(self.squeeze(x).flatten(1))
         return torch.stack([head(features) for head in self.heads], 1)
+
+
+class ImageMotionNet(ImageTrunk):
+    """MC-Net as published: the image alone, one head for each slice (37.7 M weights in the heads)."""
+
+    def __init__(self, size: McsrSize) -> None:
+        super().__init__(size.motion_channels)
+
+    def forward(self, slices: Tensor, pool: Tensor) -> Tensor:  # noqa: ARG002  (one signature for both MC-Nets)
+        """(B, 1, 128, 128, 12) masks -> shifts (B, 12, 2) in mm along x and y."""
+        return self.read(slices)
 
 
 class TrackMotionNet(nn.Module):
@@ -113,6 +136,7 @@ class _PerceptronBlock(nn.Module):
         return x + self.second(nn.functional.gelu(self.first(self.norm(x))))
 
 
-def _orthogonal(module: nn.Module) -> None:
+def orthogonal(module: nn.Module) -> None:
+    """Orthogonal weights for a convolution or a linear layer, as MCSR-ETE has them everywhere."""
     if isinstance(module, nn.Conv3d | nn.Linear):
         nn.init.orthogonal_(module.weight)

@@ -4,6 +4,7 @@ Distances enter and leave in millimetres; clamping to +-`clamp_mm` and division 
 convolutions and no normalisation layers: sub-voxels come from a depth-to-space step, which every engine runs alike.
 """
 
+from math import prod
 from typing import Final, NamedTuple
 
 import torch
@@ -131,42 +132,76 @@ class VectorQuantiser(nn.Module):
         self.hits[rows] = 1.0
 
 
-class VqVae(nn.Module):
-    """Compresses a signed distance grid (B, 1, 128, 128, 64) in mm to codes on the strided grid and back."""
+class Autoencoder(nn.Module):
+    """Encoder and decoder of signed distance grids (B, 1, 128, 128, 64) in mm, whatever stands between the two."""
 
-    def __init__(self, size: VqVaeSize) -> None:
-        super().__init__()
-        top, low = size.channels
-        self.size = size
-        cells = size.patch[0] * size.patch[1] * size.patch[2]
-        self.encoder = nn.Sequential(
-            nn.Conv3d(cells, top, 3, padding=1),
-            *(ResBlock(top, top, norm=False) for _ in range(size.blocks[0])),
-            nn.Conv3d(top, low, 3, size.down, 1),
-            *(ResBlock(low, low, norm=False) for _ in range(size.blocks[1])),
-            nn.Conv3d(low, size.dim, 1),
-        )
-        self.quantiser = VectorQuantiser(size)
-        self.decoder_low = nn.Sequential(
-            nn.Conv3d(size.dim, low, 3, padding=1),
-            *(ResBlock(low, low, norm=False) for _ in range(size.blocks[1])),
-            nn.Conv3d(low, top * size.down[0] * size.down[1] * size.down[2], 1),
-        )
-        self.decoder_top = nn.Sequential(
-            *(ResBlock(top, top, norm=False) for _ in range(size.blocks[0])),
-            nn.LeakyReLU(0.1),
-            nn.Conv3d(top, cells, 3, padding=1),
-        )
+    size: VqVaeSize
+    encoder: nn.Sequential
+    decoder_low: nn.Sequential
+    decoder_top: nn.Sequential
 
     def encode(self, sdg: Tensor) -> Tensor:
-        """Latent before quantisation (B, D, X', Y', Z') of distances in mm."""
+        """What the encoder makes of distances in mm, (B, C, X', Y', Z'): of the VQ-VAE the latent before its codes."""
         clamp = self.size.clamp_mm
         return self.encoder(fold_patches(sdg.clamp(-clamp, clamp) / clamp, self.size.patch))
+
+    def latent(self, sdg: Tensor) -> Tensor:
+        """The latents (B, D, X', Y', Z') that Eq. 3 diffuses and is conditioned on."""
+        raise NotImplementedError
 
     def decode(self, latent: Tensor) -> Tensor:
         """Distances in mm (B, 1, 128, 128, 64); does not re-quantise."""
         x = unfold_patches(self.decoder_low(latent), self.size.down)
         return self.size.clamp_mm * unfold_patches(self.decoder_top(x), self.size.patch)
+
+    def latent_shape(self, grid: Triple) -> tuple[int, int, int, int]:
+        """(D, X', Y', Z') for a grid; raises ValueError where the stride does not divide it."""
+        stride = self.size.stride
+        if any(n % s for n, s in zip(grid, stride, strict=True)):
+            raise ValueError(f"strides {stride} do not divide the grid {grid}")
+        x, y, z = (n // s for n, s in zip(grid, stride, strict=True))
+        return self.size.dim, x, y, z
+
+
+def encoder_of(size: VqVaeSize, outputs: int) -> nn.Sequential:
+    """Folded patches to `outputs` channels on the strided grid."""
+    top, low = size.channels
+    return nn.Sequential(
+        nn.Conv3d(prod(size.patch), top, 3, padding=1),
+        *(ResBlock(top, top, norm=False) for _ in range(size.blocks[0])),
+        nn.Conv3d(top, low, 3, size.down, 1),
+        *(ResBlock(low, low, norm=False) for _ in range(size.blocks[1])),
+        nn.Conv3d(low, outputs, 1),
+    )
+
+
+def decoder_of(size: VqVaeSize) -> tuple[nn.Sequential, nn.Sequential]:
+    """The part of the decoder on the strided grid, and the part on that of the patches."""
+    top, low = size.channels
+    return nn.Sequential(
+        nn.Conv3d(size.dim, low, 3, padding=1),
+        *(ResBlock(low, low, norm=False) for _ in range(size.blocks[1])),
+        nn.Conv3d(low, top * prod(size.down), 1),
+    ), nn.Sequential(
+        *(ResBlock(top, top, norm=False) for _ in range(size.blocks[0])),
+        nn.LeakyReLU(0.1),
+        nn.Conv3d(top, prod(size.patch), 3, padding=1),
+    )
+
+
+class VqVae(Autoencoder):
+    """Compresses a signed distance grid to codes on the strided grid and back."""
+
+    def __init__(self, size: VqVaeSize) -> None:
+        super().__init__()
+        self.size = size
+        self.encoder = encoder_of(size, size.dim)
+        self.quantiser = VectorQuantiser(size)
+        self.decoder_low, self.decoder_top = decoder_of(size)
+
+    def latent(self, sdg: Tensor) -> Tensor:
+        """The codes' vectors."""
+        return self.quantise(sdg).latent
 
     def quantise(self, sdg: Tensor) -> Quantised:
         """Encodes and quantises: the latents that Eq. 3 diffuses and is conditioned on."""
@@ -176,11 +211,3 @@ class VqVae(nn.Module):
         """Reconstruction in mm and the quantiser's answer."""
         quantised = self.quantise(sdg)
         return self.decode(quantised.latent), quantised
-
-    def latent_shape(self, grid: Triple) -> tuple[int, int, int, int]:
-        """(D, X', Y', Z') for a grid; raises ValueError where the stride does not divide it."""
-        stride = self.size.stride
-        if any(n % s for n, s in zip(grid, stride, strict=True)):
-            raise ValueError(f"strides {stride} do not divide the grid {grid}")
-        x, y, z = (n // s for n, s in zip(grid, stride, strict=True))
-        return self.size.dim, x, y, z

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from m2s.baselines.registry import BASELINES
 from m2s_runtime.atomic import write_bytes
 
 Metadata = dict[str, str]
@@ -27,8 +28,9 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], Metadata]:
         FileNotFoundError: no such file; the message says how it is made.
     """
     if not Path(path).is_file():
-        stage = Path(path).parent.name
-        raise FileNotFoundError(f"{path} not found: train it first with `m2s-train {stage}`")
+        stage, method = Path(path).parent.name, Path(path).parent.parent.name
+        command = f"baseline {method}" if method in BASELINES else stage
+        raise FileNotFoundError(f"{path} not found: train it first with `m2s-train {command}`")
     with safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 

@@ -6,10 +6,11 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
+from m2s.baselines.registry import BASELINES
 from m2s.nets.presets import PRESETS
 from m2s.train.job import job_of
 from m2s.train.prepare import prepare
@@ -17,7 +18,9 @@ from m2s.train.simulated_pairs import write_simulated_pairs
 from m2s_runtime.errors import INTERRUPTED, SOME_FAILED, CaseError, Stop, UsageProblem, exit_codes
 
 if TYPE_CHECKING:
+    from m2s.baselines.registry import Size
     from m2s.train.recipes import StageName
+    from m2s.train.simulated_pairs import PairOptions
 
 _OPTIONS = [
     click.argument("run", type=click.Path(file_okay=False, path_type=Path)),
@@ -42,11 +45,30 @@ _OPTIONS = [
         "--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads of the training."
     ),
     click.option("--steps", type=click.IntRange(1), help="Optimiser steps instead of the recipe's."),
-    click.option("--minutes", type=click.FloatRange(0), help="Wall-clock budget; the schedule anneals to its end."),
+    click.option(
+        "--minutes",
+        type=click.FloatRange(0),
+        help="Budget, to whose end the schedule anneals: wall clock; for baseline on a CPU processor time.",
+    ),
     click.option("--batch", type=click.IntRange(1), help="Batch size instead of the recipe's."),
     click.option("--rate", type=click.FloatRange(0, min_open=True), help="Learning rate instead of the recipe's."),
     click.option("-q", "--quiet", is_flag=True, help="No progress bar."),
 ]
+
+
+def _tuning(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of fine-tuning."""
+    init = click.option(
+        "--init",
+        type=click.Path(path_type=Path),
+        help="Fine-tune the weights of this run (mcsr: or of its mcsr/best.safetensors); with --data.",
+    )
+    data = click.option(
+        "--data",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="Folder of real pairs to fine-tune on, <id>/{LR,HR}_{ED,ES}.nii.gz; with --init.",
+    )
+    return init(data(command))
 
 
 @click.group(
@@ -58,16 +80,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option(
-    "--init",
-    type=click.Path(path_type=Path),
-    help="Fine-tune these weights (a run, or its mcsr/best.safetensors); with --data.",
-)
-@click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of real pairs to fine-tune on, <id>/{LR,HR}_{ED,ES}.nii.gz; with --init.",
-)
+@_tuning
 def mcsr(**options: object) -> None:
     """Motion correction and super-resolution."""
     _run("mcsr", options)
@@ -97,6 +110,21 @@ def decoder(**options: object) -> None:
 
 
 @main.command()
+@click.argument("name", type=click.Choice(list(BASELINES)))
+@click.option(
+    "--size",
+    type=click.Choice(["published", "cpu", "tiny"]),
+    default="cpu",
+    show_default=True,
+    help="As in the source, or what two cores can train.",
+)
+@_tuning
+def baseline(name: str, size: "Size", **options: object) -> None:
+    """A method that ours is compared with, in RUN/NAME; --minutes for all its trainings, on a CPU in its own time."""
+    _guarded(lambda: _baseline(name, size, options))
+
+
+@main.command()
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--atlas", type=click.Path(exists=True, file_okay=False), help="Hearts of the shape atlas in this folder."
@@ -105,15 +133,20 @@ def decoder(**options: object) -> None:
 @click.option("--hearts", type=click.IntRange(1), default=40, show_default=True, help="Training pairs.")
 @click.option("--held", type=click.IntRange(1), default=10, show_default=True, help="Selection and validation pairs.")
 @click.option("--motion", default="normal:4", show_default=True, help="paper, or normal:SD with SD in mm.")
+@click.option(
+    "--stand-in",
+    is_flag=True,
+    help="Stacks of the clinical stand-in instead: drift and jumps, lost and open slices, other outlines and breath.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-def pairs(out: Path, atlas: str | None, motion: str, *, phantom: bool, hearts: int, held: int, seed: int) -> None:
+def pairs(out: Path, atlas: str | None, motion: str, **options: "Unpack[PairOptions]") -> None:
     """Simulate pairs as --data takes them, to try fine-tuning on a motion that training never saw."""
-    _guarded(lambda: write_simulated_pairs(out, atlas, motion, phantom=phantom, hearts=hearts, held=held, seed=seed))
+    _guarded(lambda: write_simulated_pairs(out, atlas, motion, **options))
 
 
 main.add_command(prepare)
 
-for _command in (mcsr, vqvae, diffusion, decoder):
+for _command in (mcsr, vqvae, diffusion, decoder, baseline):
     for _option in reversed(_OPTIONS):
         _option(_command)
 
@@ -126,6 +159,13 @@ def _train(stage: "StageName", options: dict[str, object]) -> None:
     from m2s.train.stages import train
 
     train(stage, job_of(options))
+
+
+def _baseline(name: str, size: "Size", options: dict[str, object]) -> None:
+    from m2s.train.baselines import train_baseline
+
+    for stage, figures in train_baseline(name, job_of(options), size).items():
+        click.echo("\n".join(f"{stage:16s} {figure:16s} {value:.4f}" for figure, value in figures.items()))
 
 
 def _guarded(work: Callable[[], None]) -> None:

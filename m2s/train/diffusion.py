@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from m2s.nets.denoiser import Denoiser
 from m2s.nets.presets import Preset
-from m2s.nets.vqvae import VqVae
+from m2s.nets.vqvae import Autoencoder
 from m2s.train.figures import contours, surface_figures
 from m2s.train.loop import Batch, Facts, Figures, device_of
 from m2s.train.pairs import Floats, PairMaker, PairSource
@@ -35,7 +35,7 @@ class DiffusionStage:
         preset: Preset,
         source: PairSource,
         scale: float,
-        vqvae: VqVae,
+        autoencoder: Autoencoder,
         selection: PairMaker,
         facts: Facts,
         hearts: int = 10,
@@ -46,7 +46,7 @@ class DiffusionStage:
             _start_at_zero(self.net)
             self.net.residual.fill_(source.residual)
         self.model: nn.Module = self.net
-        self._vqvae = vqvae.eval()
+        self._autoencoder = autoencoder.eval()
         self._selection = [_selection_case(selection, k) for k in range(hearts)]
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, Figures]:  # noqa: ARG002
@@ -78,28 +78,39 @@ class DiffusionStage:
 
     def sample(self, net: Denoiser, zc: Tensor, seed: int) -> Floats:
         """As the runtime samples once, decoded: (128, 128, 64) mm."""
-        noise = torch.from_numpy(ddim.draw_noise("0", seed, 0, zc.shape[1:]))[None].to(zc.device)
-        mean = self.preset.denoiser.target == "residual"
-        noise, levels = noise * (not mean), ddim.timesteps(1 if mean else ddim.DEFAULT_STEPS)
-        z = ddim.sample(lambda z, t: net(z, zc, torch.full((1,), t, device=z.device)), noise, levels, ddim.alpha_bars())
-        return self._decode(z)
+        return self._decode(sampled(net, zc, "0", seed))
 
     def _decode(self, z: Tensor) -> Floats:
-        return self._vqvae.decode(z / self.scale)[0, 0].cpu().numpy()
+        return self._autoencoder.decode(z / self.scale)[0, 0].cpu().numpy()
 
     def _condition(self, net: Denoiser, csdg: Tensor) -> Tensor:
         device = device_of(net)
-        return self.scale * self._vqvae.to(device).quantise(csdg.to(device)).latent
+        return self.scale * self._autoencoder.to(device).latent(csdg.to(device))
 
     def _picture(self, net: Denoiser, folder: Path) -> None:
         """Mid-slice of truth, condition and reconstruction of the first selection heart."""
         csdg, truth = self._selection[0]
         found = self.sample(net, self._condition(net, csdg), 0)
-        contours(folder / "validation.png", {"truth": truth, "C-SDG": csdg[0, 0].numpy(), "reconstruction": found})
+        contours(folder / "validation.png", {"truth": truth, "condition": csdg[0, 0].numpy(), "reconstruction": found})
 
     def metadata(self) -> Facts:
         """Preset, origin of the data, and the factor between quantised latents and unit variance."""
         return self.facts | {"scale_factor": repr(self.scale)}
+
+
+def sampled(net: Denoiser, zc: Tensor, key: str, seed: int = 0) -> Tensor:
+    """A latent (1, D, X', Y', Z') as the runtime samples once: with target `residual` one step from no noise.
+
+    Args:
+        net: the denoiser.
+        zc: condition, of the same shape.
+        key: hexadecimal, as in `ddim.draw_noise`.
+        seed: of the noise.
+    """
+    noise = torch.from_numpy(ddim.draw_noise(key, seed, 0, zc.shape[1:]))[None].to(zc.device)
+    mean = net.size.target == "residual"
+    noise, levels = noise * (not mean), ddim.timesteps(1 if mean else ddim.DEFAULT_STEPS)
+    return ddim.sample(lambda z, t: net(z, zc, torch.full((1,), t, device=z.device)), noise, levels, ddim.alpha_bars())
 
 
 def _selection_case(maker: PairMaker, index: int) -> tuple[Tensor, Floats]:

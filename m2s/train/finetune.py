@@ -56,12 +56,8 @@ def read_initial(path: Path, preset: str) -> Initial:
         raise NoInputs(
             f"{file}: no such checkpoint; --init takes <run> or <run>/mcsr/best.safetensors of m2s-train mcsr"
         )
-    try:
-        weights, metadata = load_weights(file)
-    except Exception as error:  # the Rust reader's errors are its own
-        raise UsageProblem(
-            f"{file}: not a safetensors checkpoint ({error}); give one that m2s-train mcsr left"
-        ) from error
+    initial = read_checkpoint(file)
+    weights, metadata = initial.weights, initial.metadata
     if metadata.get("stage") != "mcsr":
         raise UsageProblem(f"{file}: a checkpoint of stage {metadata.get('stage', '?')}; fine-tuning starts from mcsr")
     if metadata.get("preset") != preset:
@@ -73,6 +69,22 @@ def read_initial(path: Path, preset: str) -> Initial:
     except RuntimeError as error:
         first = str(error).splitlines()[1:2] or [str(error)]
         raise UsageProblem(f"{file}: does not fit preset {preset} ({first[0].strip()})") from error
+    return initial
+
+
+def read_checkpoint(file: Path) -> Initial:
+    """Reads what a finished training left.
+
+    Raises:
+        NoInputs: no such file.
+        UsageProblem: not a checkpoint.
+    """
+    if not file.is_file():
+        raise NoInputs(f"{file}: no such checkpoint; finish its training first")
+    try:
+        weights, metadata = load_weights(file)
+    except Exception as error:  # the Rust reader's errors are its own
+        raise UsageProblem(f"{file}: not a safetensors checkpoint ({error}); give one that m2s-train left") from error
     return Initial(weights, metadata, hashlib.sha256(file.read_bytes()).hexdigest()[:32])
 
 
@@ -159,9 +171,13 @@ def fine_tuned_facts(initial: Initial, pairs: PairFiles, origin: str) -> Facts:
     return kept | {"data": f"{told['data']}; then {count} of {origin}", "note": note, "init": initial.digest}
 
 
-def keep_better(folder: Path, initial: Initial, before: Figures, after: Figures) -> Figures:
-    """Puts the first weights back where fine-tuning did not gain on the selection pairs; returns the figures kept."""
-    if after["dice_loss"] < before["dice_loss"]:
+def keep_better(folder: Path, initial: Initial, before: Figures, after: Figures, monitor: str = "dice_loss") -> Figures:
+    """Puts the first weights back where fine-tuning did not lower `monitor` on the selection pairs.
+
+    Returns:
+        The figures of the weights that `folder/best.safetensors` then holds.
+    """
+    if after[monitor] < before[monitor]:
         return after
     told = {"validation": json.dumps(before), "init": initial.digest}
     save_weights(folder / "best.safetensors", initial.weights, initial.metadata | told)

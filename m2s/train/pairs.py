@@ -6,10 +6,10 @@ simulated stacks. Encoding costs more than a training step of the denoiser, so p
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,11 @@ from rich.progress import track
 from m2s.data.heart import keyed_rng
 from m2s.data.lost_slices import lose_apex
 from m2s.data.simulate import PAPER, MotionLaw, simulate_stack
-from m2s.data.store import HeartStore
+from m2s.data.store import HeartStore, StoreSpec
 from m2s.nets.mcsr import McsrNet
-from m2s.nets.vqvae import VqVae
+from m2s.nets.vqvae import Autoencoder
 from m2s.pool import worker_pool
-from m2s.train.loop import Arrays
+from m2s.train.loop import Arrays, device_of
 from m2s.train.mcsr import stack_inputs, symmetry
 from m2s.train.motion import training_law
 from m2s_runtime.atomic import write_bytes
@@ -48,7 +48,7 @@ class PairMaker:
 
     store: HeartStore
     mcsr: McsrNet
-    vqvae: VqVae
+    autoencoder: Autoencoder
     seed: int
     law: MotionLaw
     noise_mm: float
@@ -58,11 +58,22 @@ class PairMaker:
 
     def grids(self, index: int) -> tuple[Floats, Floats]:
         """C-SDG and true SDG of heart `index` modulo the store's size, under a random symmetry."""
+        wall, truth = self.wall(index)
+        return coarse_sdg(wall, self.threads), truth
+
+    def wall(self, index: int) -> tuple[Masks, Floats]:
+        """The super-resolved wall that the C-SDG is measured to, (128, 128, 64), and the true SDG."""
         slices, mask, truth = self._drawn(index)
         if slices is None:
-            wall = to_grid(mask.astype(np.float32), NOMINAL_STEP) >= 0.5
-            return coarse_sdg(wall, self.threads), truth
-        return coarse_sdg(self._super_resolved(slices), self.threads), truth
+            return to_grid(mask.astype(np.float32), NOMINAL_STEP) >= 0.5, truth
+        return super_resolved(self.mcsr, slices, NOMINAL_STEP)[0], truth
+
+    def slices(self, index: int) -> Masks:
+        """The stack behind that wall, (128, 128, 12); a perfect mask is given one that moved all the same."""
+        slices, mask, _ = self._drawn(index)
+        if slices is None:
+            return simulate_stack(mask, keyed_rng("pair slices", self.seed, index), self.law).slices
+        return slices
 
     def truth(self, index: int) -> Floats:
         """The true SDG of a pair alone, without asking MCSR-Net: (128, 128, 64) mm."""
@@ -83,30 +94,48 @@ class PairMaker:
         return stack.slices, mask, truth
 
     def latents(self, index: int) -> tuple[Floats, Floats]:
-        """Quantised latents (zc, zs), each (D, X', Y', Z'), not yet scaled."""
+        """Latents (zc, zs), of a VQ-VAE quantised, each (D, X', Y', Z'), not yet scaled."""
         grids = torch.from_numpy(np.stack(self.grids(index))[:, None])
         # Single precision, as in the runtime: a quarter of the codes near the surface are others in bfloat16.
         with torch.no_grad():
-            found = self.vqvae.quantise(grids).latent
+            found = self.autoencoder.latent(grids)
         zc, zs = found.numpy()
         return zc, zs
 
-    def _super_resolved(self, slices: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        inputs = {name: torch.from_numpy(a[None]) for name, a in stack_inputs(slices, self.mcsr.size).items()}
-        with torch.no_grad():
-            shifts = self.mcsr.shifts(inputs["slices"], inputs["pool"])
-            probability = self.mcsr.probability(inputs["slices"], shifts)
-        return to_grid(probability[0, 0].numpy(), NOMINAL_STEP) >= 0.5
+
+Part = Callable[[PairMaker, int], npt.NDArray[Any]]
 
 
-def training_maker(store: HeartStore, mcsr: McsrNet, vqvae: VqVae, seed: int, threads: int) -> PairMaker:
+def super_resolved(net: McsrNet, slices: Masks, step_mm: float) -> tuple[Masks, Floats]:
+    """What MCSR-Net makes of a stack: the wall on the grid's planes, and the shifts.
+
+    Args:
+        net: in evaluation mode.
+        slices: (128, 128, 12) wall.
+        step_mm: distance between the slices.
+
+    Returns:
+        (128, 128, 64) on planes 2 mm apart, and (12, 2) mm, centred.
+
+    Raises:
+        NotFinite: the network returned NaN or infinity.
+    """
+    device = device_of(net)
+    inputs = {name: torch.from_numpy(a[None]).to(device) for name, a in stack_inputs(slices, net.size).items()}
+    with torch.no_grad():
+        shifts = net.shifts(inputs["slices"], inputs["pool"])
+        probability = net.probability(inputs["slices"], shifts)
+    return to_grid(probability[0, 0].cpu().numpy(), step_mm) >= 0.5, shifts[0].cpu().numpy()
+
+
+def training_maker(store: HeartStore, mcsr: McsrNet, autoencoder: Autoencoder, seed: int, threads: int) -> PairMaker:
     """Pairs as the diffusion learns from them: mixed motion, contour noise, some perfect masks."""
-    return PairMaker(store, mcsr.eval(), vqvae.eval(), seed, training_law(), 0.6, _PERFECT, threads, _NO_APEX)
+    return PairMaker(store, mcsr.eval(), autoencoder.eval(), seed, training_law(), 0.6, _PERFECT, threads, _NO_APEX)
 
 
-def selection_maker(store: HeartStore, mcsr: McsrNet, vqvae: VqVae, threads: int) -> PairMaker:
+def selection_maker(store: HeartStore, mcsr: McsrNet, autoencoder: Autoencoder, threads: int) -> PairMaker:
     """Pairs to choose weights by: the published motion, nothing else."""
-    return PairMaker(store, mcsr.eval(), vqvae.eval(), 0, PAPER, 0.0, 0.0, threads)
+    return PairMaker(store, mcsr.eval(), autoencoder.eval(), 0, PAPER, 0.0, 0.0, threads)
 
 
 def make_pairs(folder: Path, maker: PairMaker, count: int, workers: int = 1) -> Path:
@@ -115,14 +144,34 @@ def make_pairs(folder: Path, maker: PairMaker, count: int, workers: int = 1) -> 
     Raises:
         UsageProblem: the folder holds pairs of other networks, hearts or another seed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, maker)
+    return make_shards(folder, maker, _latents, count, workers)
+
+
+def make_shards(folder: Path, maker: PairMaker, one: Part, count: int, workers: int = 1) -> Path:
+    """Makes what is missing of one part of the first `count` pairs, a shard at a time, and returns the folder.
+
+    Args:
+        folder: of this part alone.
+        maker: what the pairs are drawn by.
+        one: the part of one pair as an array; a function of a module, because other processes call it.
+        count: of pairs, rounded up to whole shards.
+        workers: processes.
+
+    Raises:
+        UsageProblem: the folder holds pairs of other networks, hearts or another seed.
+    """
+    claim_pairs(folder, maker.store.spec, maker.seed, maker.mcsr, maker.autoencoder)
     missing = [k for k in range((count + SHARD - 1) // SHARD) if not _file(folder, k).is_file()]
     if missing:
         with worker_pool(workers, _adopt, (maker,)) as pool:
-            for _ in track(pool.map(_make_shard, [folder] * len(missing), missing), "pairs", total=len(missing)):
+            made = pool.map(_make_shard, [folder] * len(missing), [one] * len(missing), missing)
+            for _ in track(made, folder.name, total=len(missing)):
                 pass
     return folder
+
+
+def _latents(maker: PairMaker, index: int) -> npt.NDArray[np.float16]:
+    return np.stack(maker.latents(index)).astype(np.float16)
 
 
 _maker: list[PairMaker] = []
@@ -133,10 +182,9 @@ def _adopt(maker: PairMaker) -> None:
     _maker[:] = [maker]
 
 
-def _make_shard(folder: Path, shard: int) -> None:
-    pairs = [_maker[0].latents(shard * SHARD + k) for k in range(SHARD)]
+def _make_shard(folder: Path, one: Part, shard: int) -> None:
     buffer = io.BytesIO()
-    np.save(buffer, np.stack([np.stack(p) for p in pairs]).astype(np.float16))
+    np.save(buffer, np.stack([one(_maker[0], shard * SHARD + k) for k in range(SHARD)]))
     write_bytes(_file(folder, shard), buffer.getvalue())
 
 
@@ -158,17 +206,25 @@ def _along_z(distance: Floats, planes: int) -> Floats:
     return moved
 
 
-def _claim(folder: Path, maker: PairMaker) -> None:
-    """Pairs are worth nothing to networks that did not make them: the folder is stamped with theirs."""
-    digest = hashlib.sha256(repr((maker.store.spec, maker.seed)).encode())
-    for net in (maker.mcsr, maker.vqvae):
+def claim_pairs(folder: Path, spec: StoreSpec, seed: int, mcsr: McsrNet, autoencoder: Autoencoder) -> None:
+    """Pairs are worth nothing to networks that did not make them: the folder is stamped with theirs.
+
+    Raises:
+        UsageProblem: it bears another stamp.
+    """
+    digest = hashlib.sha256(repr((spec, seed)).encode())
+    for net in (mcsr, autoencoder):
         for name, tensor in net.state_dict().items():
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     marker, stamp = folder / "pairs.sha256", digest.hexdigest()
     if not marker.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
         write_bytes(marker, stamp.encode())
     elif marker.read_text() != stamp:
-        raise UsageProblem(f"{folder} holds pairs of other networks, hearts or another seed: remove it and run again")
+        raise UsageProblem(
+            f"{folder} holds pairs of other networks, hearts or another seed: give --hearts, --seed and the source of"
+            " the hearts as they were when it was made, or remove it and run again"
+        )
 
 
 class PairSource:

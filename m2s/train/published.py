@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from m2s.nets.denoiser import Denoiser
 from m2s.nets.mcsr import McsrNet
 from m2s.nets.presets import Preset
-from m2s.nets.vqvae import VqVae
+from m2s.nets.vqvae import Autoencoder
 from m2s.train.diffusion import DiffusionStage
 from m2s.train.loop import Batch, Facts, Figures, device_of
 from m2s.train.mcsr import McsrStage
@@ -27,19 +27,27 @@ _LEVELS: Final = 10
 
 
 def micro_dice(probability: Tensor, truth: Tensor) -> Tensor:
-    """1 - Dice as MCSR-ETE takes it: sums over all voxels, both classes and the whole batch.
+    """1 - Dice as MCSR-ETE takes it: sums over all voxels, all classes and the whole batch.
 
     Background dominates: of 128 x 128 x 60 voxels less than a tenth are wall.
+
+    Args:
+        probability: (B, classes, X, Y, Z), or one channel, of the foreground.
+        truth: of the same shape.
     """
     p, t = probability.float(), truth.float()
-    both = (p * t).sum() + ((1 - p) * (1 - t)).sum()
-    # Of the two classes every voxel holds one in all, in the prediction and in the truth.
-    return 1 - (2 * both + _SMALL) / (2 * t.numel() + _SMALL)
+    both = (p * t).sum()
+    if t.shape[1] == 1:
+        both = both + ((1 - p) * (1 - t)).sum()
+    # Of the classes every voxel holds one in all, in the prediction and in the truth.
+    voxels = t.numel() / t.shape[1]
+    return 1 - (2 * both + _SMALL) / (2 * voxels + _SMALL)
 
 
-def weight_penalty(net: nn.Module) -> Tensor:
-    """L2 penalty of MCSR-ETE on all convolutions, biases left out."""
-    squares = [m.weight.square().sum() for m in net.modules() if isinstance(m, nn.Conv3d)]
+def weight_penalty(net: nn.Module, *, dense: bool = False) -> Tensor:
+    """L2 penalty of MCSR-ETE on all convolutions, biases left out; its code has it on the `dense` layers too."""
+    kinds = (nn.Conv3d, nn.Linear) if dense else nn.Conv3d
+    squares = [m.weight.square().sum() for m in net.modules() if isinstance(m, kinds)]
     return WEIGHT_PENALTY * torch.stack(squares).sum()
 
 
@@ -69,12 +77,12 @@ class PublishedDiffusionStage(DiffusionStage):
         preset: Preset,
         source: PairSource,
         scale: float,
-        vqvae: VqVae,
+        autoencoder: Autoencoder,
         selection: PairMaker,
         facts: Facts,
         hearts: int = 10,
     ) -> None:
-        super().__init__(preset, source, scale, vqvae, selection, facts, hearts)
+        super().__init__(preset, source, scale, autoencoder, selection, facts, hearts)
         pairs = [selection.latents(k) for k in range(hearts)]
         self._latents = [torch.from_numpy(scale * np.stack(pair))[:, None] for pair in pairs]
 

@@ -43,6 +43,7 @@ STACKS_A_MASK: Final = 12
 """Misaligned stacks that the paper simulates of each mask; they make an epoch of MCSR-Net."""
 
 _EPOCHS: Final[dict[Task, int]] = {"mcsr": 200, "vqvae": 800, "diffusion": 3000, "fine-tuning": 20}
+TUNED_EPOCHS: Final = _EPOCHS["fine-tuning"]
 
 _RECIPES: Final[dict[str, dict[Task, Recipe]]] = {
     "paper": {

@@ -112,7 +112,7 @@ def canonicalise(wall: BoolArray, affine: Affine, right: BoolArray | None = None
     _choose(stack, float(spacing[2]), flipped=False)
 
     stack = _without_specks(stack)
-    taper = _taper(stack, spacing)
+    taper = taper_of(stack, spacing)
     chosen = _choose(stack, float(spacing[2]), flipped=taper < -CLEAR_TAPER)
     masks, middle = resample(stack[:, :, chosen.source], spacing[:2], chosen.start)
     held = np.flatnonzero(wall_slices(masks))
@@ -207,7 +207,7 @@ def _without_specks(stack: BoolArray) -> BoolArray:
     return kept
 
 
-def _taper(stack: BoolArray, spacing: Vector) -> float:
+def taper_of(stack: BoolArray, spacing: Vector) -> float:
     """How much the wall narrows from the start of the stack to its end, relative to its mean; negative when it widens.
 
     Mean of two losses, each from a straight line fitted over the slices where the ring is closed (arcs are what is

@@ -87,7 +87,7 @@ def test_a_heart_at_another_step_is_the_same_surface_and_its_slices_say_so(step)
     truth = heart_truth(moved)
     assert truth.covered == pytest.approx(1, abs=0.02)
     stack = simulate_stack(moved.mask, draw_rng(moved.id, 0, 0), motion_law("normal:0", moved.mask))
-    figures = score(classical_method("shape-based")(canonical_from_stack(stack, step), "0"), truth)
+    figures = score(classical_method("shape-based").predict(stack.slices, (1.0, 1.0, step)), truth)
     assert figures["dice"] > 0.9
     assert at_step(heart, 10.0) is heart
     (row,) = score_stack(moved, truth, {"nni": classical_method("nni")}, draw=0, law="normal:0")

@@ -39,7 +39,7 @@ def _stack(step: float, slices: int, seed: int = 3) -> WallStack:
     """A phantom as a still scanner would see it, in 1.5 mm pixels."""
     heart = phantom(seed)
     wall = voxelise(heart.grid_vertices, heart.faces, (86, 86, slices), (1.5, 1.5, step))
-    return WallStack(wall, np.diag([1.5, 1.5, step, 1.0]), "0" * 64)
+    return WallStack(wall, np.diag([1.5, 1.5, step, 1.0]))
 
 
 def _save(stack: WallStack, path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_given_slice_is_found_in_its_own_plane(backwards):
     stack = _stack(10.0, 13)
     affine = np.array([[0, -1.2, 6, 30], [1.5, 0, 0, -20], [0, 0.9, 8, 5], [0, 0, 0, 1]], float)
     wall = stack.wall[:, :, ::-1] if backwards else stack.wall
-    stack = WallStack(wall, affine, "")
+    stack = WallStack(wall, affine)
     placement = canonicalise(stack.wall, stack.affine)
     for slot, source in enumerate(placement.placement.slices):
         if source < 0 or not stack.wall[:, :, source].any():
@@ -92,7 +92,7 @@ def test_in_plane_motion_of_a_slice_costs_nothing():
     index = int(np.flatnonzero(wall_slices(moved))[2])
     moved[:, :, index] = np.roll(moved[:, :, index], (3, -2), (0, 1))
     method = classical_method("shape-based-uncorrected")
-    still, shifted = recut(method, stack), recut(method, WallStack(moved, stack.affine, ""))
+    still, shifted = recut(method, stack), recut(method, WallStack(moved, stack.affine))
     assert shifted["recut"] == pytest.approx(still["recut"], abs=0.01)
 
 
@@ -101,7 +101,7 @@ def test_a_stack_too_short_to_hold_back_slices_keeps_its_other_figures(tmp_path)
     held = np.flatnonzero(wall_slices(stack.wall))
     few = stack.wall.copy()
     few[:, :, held[4:]] = False
-    _save(WallStack(few, stack.affine, ""), tmp_path / "short.nii.gz")
+    _save(WallStack(few, stack.affine), tmp_path / "short.nii.gz")
     (row,) = StackFile(tmp_path / "short.nii.gz").rows({"nni": classical_method("nni")})
     assert "error" not in row
     assert row["withheld"] is None
@@ -220,7 +220,7 @@ def test_a_left_out_slice_is_a_gap_that_is_filled_better_by_distances_than_by_a_
     held = np.flatnonzero(wall_slices(stack.wall))
     few = stack.wall.copy()
     few[:, :, held[1:-1]] = False
-    assert left_out(classical_method("nni"), WallStack(few, stack.affine, "")) is None
+    assert left_out(classical_method("nni"), WallStack(few, stack.affine)) is None
 
 
 def test_groups_come_from_the_table_beside_the_files(tmp_path):

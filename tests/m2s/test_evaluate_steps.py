@@ -1,4 +1,4 @@
-"""The table over denoising steps, with a denoiser that knows the answer: the condition itself, whatever the way."""
+"""The tables over steps and over C-SDGs, with a denoiser that knows the answer whatever the way: the condition."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,14 @@ from toy import TOY
 from m2s.cli import evaluate
 from m2s.data.phantom import phantom
 from m2s.data.sdg import signed_distance_grid
-from m2s.evaluate import steps
+from m2s.evaluate import csdg, steps
 from m2s.evaluate.hearts import Cohort, Subject, heart_truth
 from m2s.evaluate.networks import ModelOptions, network_methods, pipeline_behind
 from m2s.evaluate.scores import markdown
 from m2s.evaluate.steps import Way
 from m2s_runtime import ddim
 from m2s_runtime.apex import close_apex
+from m2s_runtime.grid import GRID, SPACING
 
 pytest.importorskip("onnxruntime")
 
@@ -41,6 +42,9 @@ def test_a_late_start_skips_the_noisiest_levels(methods):
     assert Way(3, start=500).levels(manifest) == (500, 250, 0)
     assert Way(1, start=500).levels(manifest) == (500,)
     assert len({way.name for way in steps.WAYS}) == len(steps.WAYS)
+    plain = [way.steps for way in steps.WAYS if way.start is None and way.temperature == 1]
+    assert {1, 2, 5, 10, 50} <= set(plain)
+    assert len(Way(50).levels(manifest)) == 50
 
 
 def test_a_stack_gives_a_row_a_way(monkeypatch, tmp_path, methods):
@@ -54,6 +58,32 @@ def test_a_stack_gives_a_row_a_way(monkeypatch, tmp_path, methods):
     table = markdown(steps.groups(rows), steps.COLUMNS)
     assert table.splitlines()[0].endswith("| sampling CPU s |")
     assert len(table.splitlines()) == 4
+
+
+def test_approximate_distances_are_off_by_what_their_surface_is():
+    ball = np.zeros(GRID, np.bool_)
+    x, y, z = np.meshgrid(*((np.arange(n) - n // 2) * s for n, s in zip(GRID, SPACING, strict=True)), indexing="ij")
+    ball[np.sqrt(x**2 + y**2 + z**2) < 30] = True
+    exact, vertex, transform = (made(ball) for made in csdg.KINDS.values())
+    for found in (exact, vertex, transform):
+        np.testing.assert_array_equal(found < 0, ball)
+    off = np.abs(vertex) - np.abs(exact)
+    assert -1e-4 < off.min() < 0.01 < off.max() < 0.3  # never nearer than the surface
+    # Along x the surface runs half-way between two voxels, 1 mm apart: the transform takes each a half too far.
+    line = (64 + np.arange(25, 34), 64, 32)
+    np.testing.assert_allclose(transform[line] - exact[line], np.where(ball[line], -0.5, 0.5), atol=0.05)
+
+
+def test_a_stack_gives_a_row_a_csdg(monkeypatch, tmp_path, methods):
+    heart = phantom(3)
+    monkeypatch.setattr(steps, "subject", lambda *_: Subject("h", heart, heart_truth(heart)))
+    rows = list(csdg.CsdgStack(Cohort(tmp_path), 1400, 0).rows(methods))
+    errors = [row["csdg_error"] for row in rows]
+    assert errors[0] == 0 < errors[1] < 0.05 < errors[2] < 1
+    assert all(row["dice"] > 0.7 for row in rows)
+    lines = markdown(csdg.groups(rows), csdg.COLUMNS).splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == list(csdg.KINDS)
+    assert lines[0].endswith("| C-SDG error mm | C-SDG CPU s |")
 
 
 @pytest.mark.parametrize("option", [["--steps", "3"], ["--samples", "2"], ["--refine", "1"], ["--method", "nni"]])

@@ -80,6 +80,20 @@ def test_apex_first_is_turned_round_and_the_affine_knows(fine):
     np.testing.assert_allclose(turned.affine, found.affine, atol=1e-9)
 
 
+def test_a_base_that_slants_is_no_apex(fine):
+    """Cut so obliquely that the first third of the planes holds the least: the closed rings tell all the same."""
+    labels, affine = fine
+    x, z = np.meshgrid(np.arange(70) * 1.25, np.arange(64) * 2.0, indexing="ij")
+    slanting = np.where((z < 10 + 0.7 * x)[:, None] & np.isin(labels, (1, 2)), 0, labels)
+    area = np.isin(slanting, (1, 2)).sum(axis=(0, 1))
+    held = area[area > 0]
+    assert held[: len(held) // 3].mean() < 0.7 * held[-(len(held) // 3) :].mean()
+    assert not canonical_label_map(slanting, affine, "x").flipped
+    reverse = np.diag([1.0, 1.0, -1.0, 1.0])
+    reverse[2, 3] = labels.shape[2] - 1
+    assert canonical_label_map(slanting[:, :, ::-1], affine @ reverse, "x").flipped
+
+
 def test_slice_axis_anywhere(fine):
     labels, affine = fine
     moved = canonical_label_map(np.moveaxis(labels, 2, 0), affine[:, [2, 0, 1, 3]], "x")

@@ -1,0 +1,1 @@
+"""MCSR-ETE: motion correction and super-resolution of label maps, trained jointly (Chen et al.)."""

@@ -1,0 +1,20 @@
+"""Names of what can be compared; nothing heavy is imported, for --help waits for this."""
+
+from typing import Final
+
+from m2s.baselines.registry import BASELINES
+
+NETWORK_METHODS: Final = ("ours", "mcsr", "decode-zc", "unconditioned")
+"""`ours` is the whole method, `mcsr` its super-resolved mask alone, `decode-zc` the decoded condition, no diffusion,
+`unconditioned` the diffusion without its condition."""
+
+CLASSICAL_METHODS: Final = ("nni", "shape-based", "shape-based-line", "shape-based-uncorrected")
+"""`shape-based` puts centroids on one point, `-line` on a straight line, `-uncorrected` leaves the slices alone."""
+
+METHODS: Final = (*NETWORK_METHODS, *CLASSICAL_METHODS, *BASELINES)
+
+
+def is_plugin(name: str) -> bool:
+    """Whether a name says where to import a method from, `package.module:Class`."""
+    module, colon, member = name.partition(":")
+    return bool(colon) and member.isidentifier() and all(part.isidentifier() for part in module.split("."))
