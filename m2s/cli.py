@@ -13,7 +13,7 @@ from m2s.evaluate.tables_cli import table1, table2, table3
 from m2s_runtime.errors import INTERRUPTED, CaseError, M2SError, Stop, UsageProblem, exit_codes
 
 if TYPE_CHECKING:
-    from m2s.evaluate.hearts import CohortName
+    from m2s.evaluate.hearts import Cohort, CohortName
     from m2s.evaluate.scores import Row
     from m2s.evaluate.work import Item
 
@@ -79,51 +79,66 @@ def simulation(
     _report(stacks, options, rows.groups, rows.summary)
 
 
+class CoarseOptions(Options):
+    """What `_coarse` adds."""
+
+    atlas: Path
+    draws: int
+    limit: int | None
+    law: str
+
+
+def _coarse(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of what starts from the coarse hearts of the whole method."""
+    options = [
+        click.option("--atlas", type=FOLDER, required=True, help="Folder of the CAP MESA shape atlas."),
+        click.option("--draws", type=click.IntRange(1), default=1, show_default=True, help="Stacks a heart."),
+        click.option("--limit", type=click.IntRange(1), default=None, help="Only this many hearts, spread over all."),
+        click.option("--law", default="paper", show_default=True, help="paper, positive, normal:SD or one-off:MM."),
+    ]
+    command = shared(command)
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @evaluate.command()
-@click.option("--atlas", type=FOLDER, required=True, help="Folder of the CAP MESA shape atlas.")
-@click.option("--draws", type=click.IntRange(1), default=1, show_default=True, help="Stacks a heart.")
-@click.option("--limit", type=click.IntRange(1), default=None, help="Only this many hearts, spread over the cohort.")
-@click.option("--law", default="paper", show_default=True, help="paper, positive, normal:SD or one-off:MM.")
-@shared
-def steps(atlas: Path, draws: int, limit: int | None, law: str, **options: Unpack[Options]) -> None:
+@_coarse
+def steps(**options: Unpack[CoarseOptions]) -> None:
     """Numbers of denoising steps, and ways to start them, on the same coarse hearts."""
     from m2s.evaluate import steps as rows
-    from m2s.evaluate.hearts import Cohort
-    from m2s.evaluate.scores import check_usable, markdown
-    from m2s.evaluate.work import spaced
 
-    check_law(law)
-    _only_ours(options)
     if options["steps"] or options["samples"] > 1 or options["refine"]:
         raise UsageProblem("this evaluation has its own numbers of steps: leave --steps, --samples and --refine away")
-    hearts = Cohort(atlas, "validation")
-    chosen = spaced(hearts.rows, limit or len(hearts.rows))
-    stacks = [rows.SteppedStack(hearts, row, draw, options["seed"], law) for row in chosen for draw in range(draws)]
-    found = _collect(stacks, options)
-    click.echo(markdown(rows.groups(found), rows.COLUMNS))
-    check_usable(found)
+    _show_coarse(rows.SteppedStack, rows.groups, rows.COLUMNS, options)
 
 
 @evaluate.command()
-@click.option("--atlas", type=FOLDER, required=True, help="Folder of the CAP MESA shape atlas.")
-@click.option("--draws", type=click.IntRange(1), default=1, show_default=True, help="Stacks a heart.")
-@click.option("--limit", type=click.IntRange(1), default=None, help="Only this many hearts, spread over the cohort.")
-@click.option("--law", default="paper", show_default=True, help="paper, positive, normal:SD or one-off:MM.")
-@shared
-def csdg(atlas: Path, draws: int, limit: int | None, law: str, **options: Unpack[Options]) -> None:
+@_coarse
+def csdg(**options: Unpack[CoarseOptions]) -> None:
     """Exact and approximate distances as the condition, on the same coarse hearts."""
     from m2s.evaluate import csdg as rows
+
+    _show_coarse(rows.CsdgStack, rows.groups, rows.COLUMNS, options)
+
+
+def _show_coarse(
+    stack: "Callable[[Cohort, int, int, int, str], Item]",
+    groups: "Callable[[list[Row]], dict[str, list[Row]]]",
+    columns: tuple[str, ...],
+    options: CoarseOptions,
+) -> None:
     from m2s.evaluate.hearts import Cohort
     from m2s.evaluate.scores import check_usable, markdown
     from m2s.evaluate.work import spaced
 
-    check_law(law)
+    check_law(options["law"])
     _only_ours(options)
-    hearts = Cohort(atlas, "validation")
-    chosen = spaced(hearts.rows, limit or len(hearts.rows))
-    stacks = [rows.CsdgStack(hearts, row, draw, options["seed"], law) for row in chosen for draw in range(draws)]
-    found = _collect(stacks, options)
-    click.echo(markdown(rows.groups(found), rows.COLUMNS))
+    hearts, draws = Cohort(options["atlas"], "validation"), range(options["draws"])
+    chosen = spaced(hearts.rows, options["limit"] or len(hearts.rows))
+    made = [stack(hearts, row, draw, options["seed"], options["law"]) for row in chosen for draw in draws]
+    found = _collect(made, options)
+    click.echo(markdown(groups(found), columns))
     check_usable(found)
 
 
@@ -225,8 +240,8 @@ for _command in (table1, table2, table3, figure):
 
 
 def _only_ours(options: Options) -> None:
-    if set(options["names"]) - {"ours"}:
-        raise UsageProblem("this evaluation is of the whole method: leave --method away")
+    if set(options["names"]) - {"ours"} or options["also"]:
+        raise UsageProblem("this evaluation is of the whole method of one bundle: leave --method and --also away")
 
 
 def _report(

@@ -27,6 +27,21 @@ class Open:
         return Mesh(*open_cube())
 
 
+class Raises:
+    """Has a fault of its own."""
+
+    def predict(self, mask, _spacing):
+        return mask[999]
+
+
+class Lists:
+    """A mesh of lists."""
+
+    def predict(self, _mask, _spacing):
+        corners, faces = cube()
+        return Mesh(corners.tolist(), faces.tolist())
+
+
 class NeedsMore:
     """Cannot be made."""
 

@@ -6,19 +6,17 @@ trained, for each would need a decoder taught to read its own latents. To be com
 stage.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
 import torch
 
 from m2s.baselines.method import GRID_TO_MM, BoolArray, FloatArray, Prediction, Spacing, from_sdg
 from m2s.nets.mcsr import McsrNet
 from m2s.nets.presets import PRESETS, Preset
-from m2s.nets.vqvae import VqVae
+from m2s.nets.vqvae import Autoencoder, VqVae
 from m2s.train.checkpoint import load_weights
 from m2s.train.pairs import super_resolved
 from m2s_runtime.apex import close_apex
@@ -101,19 +99,15 @@ class Front:
         return coarse_sdg(wall), shifts
 
 
-def finished(sdg: FloatArray, shifts: FloatArray | None) -> Prediction:
-    """Decoded distances (128, 128, 64) mm as a prediction: apex closed and tunnels filled as in the pipeline.
+def decoded(autoencoder: Autoencoder, z: torch.Tensor, shifts: FloatArray | None) -> Prediction:
+    """One unscaled latent (1, D, X', Y', Z') as a prediction: apex closed and tunnels filled as in the pipeline.
 
     Raises:
         EmptyWall: nothing is inside.
         NotFinite: a network returned NaN or infinity.
     """
+    sdg = autoencoder.decode(z)[0, 0].cpu().numpy()
     return from_sdg(surface_without_handles(close_apex(sdg)[0], GRID_TO_MM).sdg, shifts)
-
-
-def stack_key(mask: BoolArray) -> str:
-    """Keys the noise of a prediction: sha256 (hex) of the stack's bytes, so that a stack always has one answer."""
-    return hashlib.sha256(np.ascontiguousarray(mask, np.bool_).tobytes()).hexdigest()
 
 
 def as_batch(grid: FloatArray | BoolArray, device: torch.device) -> torch.Tensor:

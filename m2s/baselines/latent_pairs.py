@@ -21,9 +21,6 @@ from m2s.train.stages import PAIRS_A_HEART
 if TYPE_CHECKING:
     from m2s.train.job import Job
 
-SUBJECTS: Final = 1024
-"""Training subjects of the paper (section 3.1), which its epochs are of."""
-
 _JUDGED: Final = 10
 
 

@@ -1,5 +1,6 @@
 """The one protocol of everything that is compared: a stack of slices and its spacing in, a shape out."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -9,12 +10,14 @@ import numpy.typing as npt
 from m2s.data.sdg import voxelise
 from m2s_runtime.csdg import to_grid
 from m2s_runtime.errors import BadMesh, EmptyWall, NotFinite, UsageProblem
-from m2s_runtime.grid import GRID, MASK_GRID, PADDING, PLANES, SPACING
+from m2s_runtime.grid import GRID, MASK_GRID, PADDING, PLANES, SLICES, SPACING
 from m2s_runtime.surface import Mesh, contour, extract_surface, signed_volume, surface_area
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float32]
 Spacing = tuple[float, float, float]
+
+_ANY: Final = -1
 
 GRID_TO_MM: Final = np.diag([*SPACING, 1.0])
 """Grid voxel index to mm of the grid's own frame, in which simulations are scored."""
@@ -71,6 +74,11 @@ class Prediction:
         if self.level is None:
             raise BadMesh("the surface is open, so it has no inside and no Dice: only its distances count")
         return self.level
+
+
+def stack_key(mask: BoolArray) -> str:
+    """Keys the noise of a prediction: sha256 (hex) of the stack's bytes, so that a stack always has one answer."""
+    return hashlib.sha256(np.ascontiguousarray(mask, np.bool_).tobytes()).hexdigest()
 
 
 class Method(Protocol):
@@ -154,16 +162,34 @@ def as_prediction(answer: object, spacing: Spacing, name: str) -> Prediction:
         UsageProblem: it is none of these.
         CaseError: it is, and holds nothing that can be scored.
     """
-    if isinstance(answer, Prediction):
+    if isinstance(answer, Prediction) and _is_prediction(answer):
         return answer
-    if isinstance(answer, Mesh):
+    if isinstance(answer, Mesh) and _is_mesh(answer):
         return from_mesh(answer, None)
-    if isinstance(answer, np.ndarray):
+    if isinstance(answer, np.ndarray) and not isinstance(answer, np.ma.MaskedArray):
         if answer.dtype == np.bool_ and answer.shape == MASK_GRID:
             return from_mask(answer, spacing[2], None)
         if np.issubdtype(answer.dtype, np.floating) and answer.shape == GRID:
             return from_sdg(answer.astype(np.float32), None)
     told = f"an array {answer.shape} of {answer.dtype}" if isinstance(answer, np.ndarray) else f"{type(answer)}"
     raise UsageProblem(
-        f"{name} answered {told}: return a bool mask {MASK_GRID}, float distances {GRID} in mm, a Mesh or a Prediction"
+        f"{name} answered {told}: return a bool mask {MASK_GRID}, float distances {GRID} in mm, a Mesh of float"
+        " vertices (N, 3) in mm and int faces (M, 3), or a Prediction of such parts"
     )
+
+
+def _is_prediction(answer: Prediction) -> bool:
+    level, shifts = answer.level, answer.shifts
+    known = level is None or (_is_array(level, np.floating, GRID) and bool(np.isfinite(level).all()))
+    return known and (shifts is None or _is_array(shifts, np.floating, (SLICES, 2))) and _is_mesh(answer.surface)
+
+
+def _is_mesh(mesh: Mesh) -> bool:
+    return _is_array(mesh.vertices, np.floating, (_ANY, 3)) and _is_array(mesh.faces, np.integer, (_ANY, 3))
+
+
+def _is_array(part: object, kind: type[np.generic], shape: tuple[int, ...]) -> bool:
+    if not isinstance(part, np.ndarray) or part.ndim != len(shape):
+        return False
+    fits = all(length in (size, _ANY) for size, length in zip(part.shape, shape, strict=True))
+    return fits and np.issubdtype(part.dtype, kind)

@@ -1,7 +1,7 @@
 """The competing methods that learn: where each is trained and opened; nothing heavy is imported before it is used."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol, cast
@@ -24,24 +24,30 @@ class Baseline:
         title: in tables.
         tunable: whether real pairs teach it anything.
         ablation: whether it is a variant of ours, and reads `mcsr` and `vqvae` of the same run.
+        stands_on: of a training, the earlier ones whose best weights it reads.
     """
 
     package: str
     title: str
     tunable: bool = True
     ablation: bool = False
+    stands_on: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
 BASELINES: Final[Mapping[str, Baseline]] = {
     "srheart": Baseline("m2s.baselines.srheart", "SRHeart", tunable=False),
-    "mcsr-ms": Baseline("m2s.baselines.mcsr_ms", "MCSR-MS"),
+    "mcsr-ms": Baseline(
+        "m2s.baselines.mcsr_ms", "MCSR-MS", stands_on={"second_correction": ("centreline", "super_resolution")}
+    ),
     "mcsr-ete": Baseline("m2s.baselines.mcsr_ete", "MCSR-ETE"),
     "cardiac-pcn": Baseline("m2s.baselines.cardiac_pcn", "CardiacPCN"),
     "mask-condition": Baseline("m2s.baselines.condition", "Mask conditioning", tunable=False, ablation=True),
     "slice-condition": Baseline(
         "m2s.baselines.condition", "Low-resolution mask conditioning", tunable=False, ablation=True
     ),
-    "vae": Baseline("m2s.baselines.vae", "VAE", tunable=False, ablation=True),
+    "vae": Baseline(
+        "m2s.baselines.vae", "VAE", tunable=False, ablation=True, stands_on={"diffusion": ("autoencoder",)}
+    ),
     "gan": Baseline("m2s.baselines.gan", "Conditional GAN", tunable=False, ablation=True),
 }
 

@@ -24,6 +24,8 @@ from m2s_runtime.surface import extract_surface
 from m2s_runtime.volume import read_study
 
 Phase = Literal["ED", "ES"]
+Kind = Literal["HR", "LR"]
+"""A high-resolution map, or an acquired stack."""
 Part = Literal["training", "selection", "validation"]
 Masks = npt.NDArray[np.bool_]
 Affine = npt.NDArray[np.float64]
@@ -32,7 +34,7 @@ POOL: Final = 1
 WALL: Final = 2
 LABELS: Final = (0, POOL, WALL, 3, 4)
 
-_KINDS: Final = ("HR", "LR")
+KINDS: Final[tuple[Kind, ...]] = ("HR", "LR")
 
 SUBJECTS: Final = 1331
 PART_SIZES: Final = {"training": 1024, "selection": 72, "validation": 235}
@@ -105,10 +107,10 @@ class LabelMaps:
         """
         phases: tuple[Phase, ...] = ("ED", "ES")
         cases: list[tuple[int, Phase]] = [(subject, phase) for subject in split()[name] for phase in phases]
-        found = [[kind for kind in _KINDS if self._path(*case, kind).is_file()] for case in cases]
+        found: list[list[Kind]] = [[kind for kind in KINDS if self._path(*case, kind).is_file()] for case in cases]
         for (subject, phase), kinds in zip(cases, found, strict=True):
             if len(kinds) == 1:
-                missing = next(k for k in _KINDS if k not in kinds)
+                missing: Kind = "LR" if kinds[0] == "HR" else "HR"
                 raise NoInputs(
                     f"{self._path(subject, phase, missing)}: missing; add it, or remove {kinds[0]}_{phase}.nii.gz"
                 )
@@ -142,8 +144,13 @@ class LabelMaps:
         except CaseError as error:
             raise type(error)(f"{path}: {error}") from None
 
-    def _path(self, subject: int, phase: Phase, kind: str) -> Path:
-        return self._folder / str(subject) / f"{kind}_{phase}.nii.gz"
+    def _path(self, subject: int, phase: Phase, kind: Kind) -> Path:
+        return case_file(self._folder, subject, phase, kind)
+
+
+def case_file(folder: Path, subject: int, phase: Phase, kind: Kind) -> Path:
+    """Where the acquired stack (LR) or the high-resolution map (HR) of a case is, or would be."""
+    return folder / str(subject) / f"{kind}_{phase}.nii.gz"
 
 
 def case_name(subject: int, phase: Phase) -> str:

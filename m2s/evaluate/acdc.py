@@ -17,6 +17,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from m2s.baselines.method import Method, Prediction
+from m2s.evaluate.content import content_mark
 from m2s.evaluate.methods import Network, spacing_of
 from m2s.evaluate.scores import Row, markdown, soundness
 from m2s.evaluate.work import EVERY_METHOD, spaced
@@ -196,12 +197,17 @@ class StackFile:
 
     @property
     def name(self) -> str:
+        """The subject, and which file it was."""
+        return f"{self.subject}, {content_mark(self.path)}"
+
+    @property
+    def subject(self) -> str:
         """File name without its ending."""
         return self.path.name.removesuffix(".gz").removesuffix(".nii")
 
     def rows(self, methods: Mapping[str, Method]) -> Iterator[Row]:
         """One row a method; a refused file gives a row with `error`."""
-        row: Row = {"subject": self.name, "group": self.group}
+        row: Row = {"subject": self.subject, "group": self.group}
         try:
             stack = read_stack(self.path, self.scheme)
         except CaseError as error:

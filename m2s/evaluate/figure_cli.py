@@ -1,7 +1,7 @@
 """`m2s-eval figure`: one heart by all methods, as a picture."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Final, TypedDict, Unpack
 
 import click
 
@@ -14,15 +14,18 @@ if TYPE_CHECKING:
     from m2s.data.simulate import Masks
 
 
+_ONE_SOURCE: Final = "give one of --atlas FOLDER and --label-maps FOLDER"
+
+
 class Scene(TypedDict):
     """Which stack of which heart is drawn."""
 
     atlas: Path | None
     label_maps: Path | None
     row: int
-    phase: "Phase"
-    draw: int
-    law: str
+    phase: "Phase | None"
+    draw: int | None
+    law: str | None
     clinical: bool
 
 
@@ -36,9 +39,16 @@ class FigureOptions(Scene, Choice):
 @click.option(
     "--row", type=int, required=True, help="Validation row of the atlas, 1400, 1403 …, or number of a subject."
 )
-@click.option("--phase", type=click.Choice(["ED", "ES"]), default="ED", show_default=True, help="Of a subject.")
-@click.option("--draw", type=click.IntRange(0), default=0, show_default=True, help="Number of the stack.")
-@click.option("--law", default="paper", show_default=True, help="paper, positive, normal:SD or one-off:MM.")
+@click.option(
+    "--phase",
+    type=click.Choice(["ED", "ES"]),
+    default=None,
+    help="Of a subject, ED unless told otherwise; even rows of the atlas are ED, odd ones ES.",
+)
+@click.option("--draw", type=click.IntRange(0), default=None, help="Number of a simulated stack, 0 unless told.")
+@click.option(
+    "--law", default=None, help="Of simulated motion: paper (unless told), positive, normal:SD or one-off:MM."
+)
 @click.option(
     "--clinical",
     "--stand-in",
@@ -58,7 +68,7 @@ def figure(out: Path, **options: Unpack[FigureOptions]) -> None:
     from m2s.evaluate.trained import trained
     from m2s_runtime.surface import Mesh
 
-    check_law(options["law"])
+    _check(options)
     setup = setup_of(options)
     opened = setup.methods()
     sizes = {name: trained(name, setup.run_of(name)).size for name in setup.names if name in BASELINES}
@@ -73,6 +83,19 @@ def figure(out: Path, **options: Unpack[FigureOptions]) -> None:
         click.echo(str(file))
 
 
+def _check(scene: Scene) -> None:
+    """Refuse what would have no effect, and a law that nobody knows."""
+    if (scene["atlas"] is None) == (scene["label_maps"] is None):
+        raise UsageProblem(_ONE_SOURCE)
+    if scene["atlas"] is not None and scene["phase"] is not None:
+        raise UsageProblem("--phase: the row of the atlas decides it, even ones are ED and odd ones ES; leave it away")
+    if scene["clinical"] and scene["law"] is not None:
+        raise UsageProblem("--law is of simulated motion: leave it or --clinical away")
+    if scene["clinical"] and scene["label_maps"] is not None and scene["draw"] is not None:
+        raise UsageProblem("--draw: an acquired stack is one stack; leave it away")
+    check_law(scene["law"] or "paper")
+
+
 def _scene(scene: Scene, seed: int) -> "tuple[Masks, float, Heart]":
     """Slices (128, 128, 12), mm between them, and the heart that they were taken of, as the tables have them."""
     from m2s.data.clinical import read_pair
@@ -81,19 +104,19 @@ def _scene(scene: Scene, seed: int) -> "tuple[Masks, float, Heart]":
     from m2s.evaluate.hearts import Cohort, base_heart
     from m2s.evaluate.settings import map_heart
 
-    atlas, folder, row, phase = scene["atlas"], scene["label_maps"], scene["row"], scene["phase"]
-    if folder is not None and atlas is None:
+    atlas, folder, row, phase = scene["atlas"], scene["label_maps"], scene["row"], scene["phase"] or "ED"
+    if folder is not None:
         maps = LabelMaps(folder)
         if not scene["clinical"]:
             return _simulated(maps.high(row, phase).heart(), scene, seed)
         pair, step_mm = read_pair(maps, row, phase), maps.low(row, phase).placement.step_mm
         return pair.slices, step_mm, map_heart(pair.id, pair.mask, step_mm)
-    if atlas is None or folder is not None:
-        raise UsageProblem("give one of --atlas FOLDER and --label-maps FOLDER")
+    if atlas is None:  # `_check` has seen to it that one of the two is there
+        raise UsageProblem(_ONE_SOURCE)
     heart = base_heart(Cohort(atlas), row)
     if not scene["clinical"]:
         return _simulated(heart, scene, seed)
-    scan = stand_in_stack(heart, scene["draw"], seed)
+    scan = stand_in_stack(heart, scene["draw"] or 0, seed)
     return scan.slices, scan.step_mm, scan.heart
 
 
@@ -102,6 +125,6 @@ def _simulated(heart: "Heart", scene: Scene, seed: int) -> "tuple[Masks, float, 
     from m2s.evaluate.laws import motion_law
     from m2s_runtime.grid import UPSAMPLING
 
-    rng = draw_rng(heart.id, scene["draw"], seed)
-    stack = simulate_stack(heart.mask, rng, motion_law(scene["law"], heart.mask))
+    rng = draw_rng(heart.id, scene["draw"] or 0, seed)
+    stack = simulate_stack(heart.mask, rng, motion_law(scene["law"] or "paper", heart.mask))
     return stack.slices, heart.plane_mm * UPSAMPLING, heart

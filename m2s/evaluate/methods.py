@@ -1,6 +1,5 @@
 """What is compared with nothing to open, and the trained networks behind the one protocol."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
@@ -17,6 +16,7 @@ from m2s.baselines.method import (
     from_mask,
     from_sdg,
     mask_surface,
+    stack_key,
 )
 from m2s.baselines.nni import nearest_neighbour
 from m2s.baselines.shape_based import shape_based
@@ -112,7 +112,7 @@ class Network:
 
     def predict(self, mask: BoolArray, spacing: Spacing) -> Prediction:
         """Reconstruct in the grid's own frame; noise is keyed by the sha256 of the mask's bytes."""
-        key = hashlib.sha256(np.ascontiguousarray(mask).tobytes()).hexdigest()
+        key = stack_key(mask)
         result = self.reconstructor.reconstruct(canonical_of(mask, spacing), key)
         again = self.shared is not None and self.shared.repeated
         if self.name == "mcsr":

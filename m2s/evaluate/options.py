@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FOLDER: Final = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
-_LABEL: Final = re.compile(r"[^\s=:,|]+")
+_LABEL: Final = re.compile(r"\w[\w.+-]*")
 
 
 def _methods(_: click.Context, param: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -32,8 +32,8 @@ def labelled(_: click.Context, param: click.Parameter, given: tuple[str, ...]) -
     """Callback of an option NAME=BUNDLE that may be repeated: names and bundles."""
     pairs = tuple((label, bundle) for label, _, bundle in (one.partition("=") for one in given))
     for label, bundle in pairs:
-        if not bundle or not _LABEL.fullmatch(label) or label in METHODS:
-            message = f"{label}={bundle}: give NAME=BUNDLE, the name of no other method and without blanks"
+        if not bundle or not _LABEL.fullmatch(label) or label.lower() in METHODS:
+            message = f"{label}={bundle}: give NAME=BUNDLE, the name of no other method, of letters, digits and . + - _"
             raise click.BadParameter(message, param=param)
     if len(dict(pairs)) < len(pairs):
         raise click.BadParameter("a name is given twice: one bundle a name", param=param)

@@ -2,13 +2,20 @@
 
 import hashlib
 import sys
+import traceback
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 from m2s.baselines.method import BoolArray, Prediction, Spacing, as_prediction
-from m2s_runtime.errors import UsageProblem
+from m2s_runtime.errors import CaseError, M2SError, UsageProblem
+
+
+class MethodFailed(CaseError):
+    """A method of somebody else's raised an error of its own on one stack."""
+
+    code: ClassVar[str] = "method"
 
 
 class Answering(Protocol):
@@ -27,9 +34,21 @@ class Plugin:
     method: Answering
 
     def predict(self, mask: BoolArray, spacing: Spacing) -> Prediction:
-        """Reconstruct; errors as `as_prediction`."""
-        # A copy: who writes into it must not change the stack of the methods that come next.
-        return as_prediction(self.method.predict(mask.copy(), spacing), spacing, self.name)
+        """Reconstruct; errors as `as_prediction`.
+
+        Raises:
+            MethodFailed: the method raised what is no error of ours; the evaluation goes on without this stack.
+        """
+        try:
+            # A copy: who writes into it must not change the stack of the methods that come next.
+            answer = self.method.predict(mask.copy(), spacing)
+        except M2SError:
+            raise
+        except Exception as error:
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(at.filename).name}:{at.lineno}"
+            raise MethodFailed(f"{self.name} raised {type(error).__name__}: {error} ({place})") from error
+        return as_prediction(answer, spacing, self.name)
 
 
 def open_plugin(name: str) -> Plugin:
@@ -48,9 +67,27 @@ def open_plugin(name: str) -> Plugin:
 
 
 def plugin_digest(name: str) -> str:
-    """Sha256 of the file that a class is defined in, or of its name where it has none; errors as `open_plugin`."""
-    file = getattr(sys.modules[_class(name).__module__], "__file__", None)
-    return hashlib.sha256(Path(file).read_bytes() if file else name.encode()).hexdigest()
+    """Sha256 (hex) of what is known of a method's making.
+
+    That is its file, or every Python file of its package, and the class attribute `digest` where it has one: for
+    weights, which nothing else here can see.
+
+    Raises:
+        UsageProblem: the class cannot be imported.
+    """
+    found = _class(name)
+    parts = [name.encode(), str(getattr(found, "digest", "")).encode()]
+    parts += [hashlib.sha256(file.read_bytes()).digest() for file in _sources(found.__module__)]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def _sources(module: str) -> list[Path]:
+    top = sys.modules[module.partition(".")[0]]
+    folders: list[str] = list(getattr(top, "__path__", ()))
+    if folders:
+        return sorted(file for folder in folders for file in Path(folder).rglob("*.py"))
+    file = getattr(top, "__file__", None)
+    return [Path(file)] if file else []
 
 
 def _class(name: str) -> type:

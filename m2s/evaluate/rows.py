@@ -18,7 +18,7 @@ ITEM: Final = "item"
 RUN: Final = "run"
 """Column that says under which model and options a row was made."""
 
-_TEXT: Final = frozenset({ITEM, RUN, "subject", "law", "setting"})
+_TEXT: Final = frozenset({ITEM, RUN, "method", "subject", "law", "setting"})
 """Columns that stay text even where they look like numbers."""
 
 
@@ -26,7 +26,7 @@ class RowFile:
     """A table in a CSV file (or in memory only), extended row by row.
 
     A new column rewrites the file in one step; anything else is appended and flushed. A last line that a killed run
-    left unfinished is dropped.
+    left unfinished is dropped, and with it the other rows of its unit of work, which is then done again.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -74,9 +74,21 @@ class RowFile:
         self._fields = list(reader.fieldnames or [])
         if text and (ITEM not in self._fields or RUN not in self._fields):
             raise UsageProblem(f"{path} is there and is no table of m2s-eval: choose another --out or remove it")
-        self.rows = [{name: _value(name, cell or "") for name, cell in row.items()} for row in reader]
+        lines = list(reader)
+        if any(None in line for line in lines):
+            raise UsageProblem(f"{path}: a line has more cells than the first: choose another --out or mend it")
+        self.rows = [{name: _value(name, cell or "") for name, cell in line.items()} for line in lines]
         if whole != text:
-            write_text(path, whole)
+            self._drop_unit(text.removeprefix(whole))
+            write_text(path, ",".join(self._fields) + "\n" + self._text(self.rows))
+
+    def _drop_unit(self, torn: str) -> None:
+        """Drop the last rows that are of the unit whose line is torn, in which its name may be torn too."""
+        while self.rows:
+            cell = self._text([{ITEM: self.rows[-1][ITEM]}]).removesuffix("," * (len(self._fields) - 1) + "\n")
+            if not torn.startswith(cell) and not cell.startswith(torn):
+                return
+            self.rows.pop()
 
 
 def _append(path: Path, text: str) -> None:

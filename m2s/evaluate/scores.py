@@ -167,8 +167,8 @@ def markdown(groups: Mapping[str, Sequence[Row]], only: Collection[str] = tuple(
 
 
 def mean_cell(values: npt.NDArray[np.float64], factor: float, digits: int) -> str:
-    """Mean ± sd of one value a subject, times `factor`; a dash without values."""
+    """Mean ± sd of one value a subject, times `factor`; the value alone of one subject, a dash without any."""
     if not values.size:
         return "-"
-    spread = values.std(ddof=1) if values.size > 1 else 0.0
-    return f"{values.mean() * factor:.{digits}f} ± {spread * factor:.{digits}f}"
+    mean = f"{values.mean() * factor:.{digits}f}"
+    return mean if values.size == 1 else f"{mean} ± {values.std(ddof=1) * factor:.{digits}f}"

@@ -11,9 +11,10 @@ import numpy as np
 from m2s.baselines.method import Method
 from m2s.data.clinical import read_pair
 from m2s.data.heart import Heart
-from m2s.data.labelmaps import LabelMap, LabelMaps, Phase, case_name
+from m2s.data.labelmaps import KINDS, LabelMap, LabelMaps, Phase, case_file, case_name
 from m2s.data.simulate import Masks
 from m2s.data.stand_in import stand_in_stack
+from m2s.evaluate.content import content_mark
 from m2s.evaluate.hearts import Cohort, base_heart, heart_truth
 from m2s.evaluate.scores import Row, Truth
 from m2s.evaluate.simulation import score_methods, score_stack
@@ -65,8 +66,9 @@ class MapStack:
 
     @property
     def name(self) -> str:
-        """What it is."""
-        return f"{case_name(self.subject, self.phase)}, {self.law}, draw {self.draw}"
+        """What it is, and of which map."""
+        mark = content_mark(case_file(self.folder, self.subject, self.phase, "HR"))
+        return f"{case_name(self.subject, self.phase)}, {self.law}, draw {self.draw}, {mark}"
 
     def rows(self, methods: Mapping[str, Method]) -> Iterator[Row]:
         """One row a method.
@@ -90,8 +92,9 @@ class PairStack:
 
     @property
     def name(self) -> str:
-        """What it is."""
-        return f"pair, {case_name(self.subject, self.phase)}"
+        """What it is, and of which files."""
+        mark = content_mark(*(case_file(self.folder, self.subject, self.phase, kind) for kind in KINDS))
+        return f"pair, {case_name(self.subject, self.phase)}, {mark}"
 
     def rows(self, methods: Mapping[str, Method]) -> Iterator[Row]:
         """One row a method.

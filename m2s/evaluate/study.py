@@ -42,11 +42,10 @@ class Stacks:
         """The same for fine-tuned methods."""
         return replace(self, every=[Tuned(i) for i in self.every], few=[Tuned(i) for i in self.few])
 
-    def told(self, extent: Extent, suffix: str = "") -> str:
-        """Title of a block."""
-        items = self.every if extent == "every" else self.few
-        which = "methods quick enough for them" if extent == "every" else "every method"
-        return f"{self.title}{suffix}: {len(items)} stacks, {which}"
+    @property
+    def all_few(self) -> bool:
+        """Whether slow methods see no fewer than the others."""
+        return list(self.few) == list(self.every)
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,10 @@ class Study:
     jobs: int = 1
 
     def measure(self, stacks: Stacks, setup: Setup) -> dict[Extent, list[Row]]:
-        """Rows of both blocks."""
+        """Rows of both blocks, or of one where both would be on the same stacks."""
         found: dict[Extent, list[Row]] = {}
         quick = tuple(name for name in setup.names if name not in self.slow)
-        if quick:
+        if quick and not (self.slow and stacks.all_few):
             found["every"] = collect(stacks.every, replace(setup, names=quick), self.table, self.jobs)
         if self.slow:
             found["few"] = collect(stacks.few, setup, self.table, self.jobs)
@@ -76,7 +75,7 @@ class Study:
     def blocks(self, stacks: Stacks, setup: Setup, published: Mapping[str, Published], suffix: str = "") -> list[Block]:
         """Blocks of methods as they were trained."""
         return [
-            Block(stacks.told(extent, suffix), lines_of(rows, setup, published))
+            Block(self._title(stacks, extent, suffix), lines_of(rows, setup, published))
             for extent, rows in self.measure(stacks, setup).items()
         ]
 
@@ -97,8 +96,13 @@ class Study:
             still = [line for line in lines_of(before[extent], setup, published) if not _tunable(line.method, setup)]
             lines = [*still, *lines_of(after.get(extent, []), tuned, published, tuning=True)]
             lines.sort(key=lambda line: setup.names.index(line.method))
-            blocks.append(Block(stacks.told(extent, f", {TUNED}"), lines))
+            blocks.append(Block(self._title(stacks, extent, f", {TUNED}"), lines))
         return blocks
+
+    def _title(self, stacks: Stacks, extent: Extent, suffix: str) -> str:
+        items = stacks.every if extent == "every" else stacks.few
+        which = "methods quick enough for them" if extent == "every" and self.slow else "every method"
+        return f"{stacks.title}{suffix}: {len(items)} stack{'' if len(items) == 1 else 's'}, {which}"
 
 
 def slow_methods(setup: Setup, told: Collection[str]) -> set[str]:

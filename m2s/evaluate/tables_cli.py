@@ -94,6 +94,7 @@ def table2(
     """
     from m2s.evaluate import published
 
+    _check_draws(options, simulated=False)
     stacks, setup = _clinical(options), _setup(2, options)
     second = _tuned_setup(setup, tuned, tuned_model, tuned_also)
     study = _study(options, setup, *([second] if second else []))
@@ -110,6 +111,7 @@ def table3(simulation: bool, **options: Unpack[TableOptions]) -> None:  # noqa: 
     """Table 3: ablations on clinical stacks, as trained; stacks as in table2."""
     from m2s.evaluate.published import ABLATIONS
 
+    _check_draws(options, simulated=simulation)
     stacks, setup = _clinical(options), _setup(3, options)
     study = _study(options, setup)
     blocks = study.blocks(stacks, setup, ABLATIONS, ", direct")
@@ -125,7 +127,7 @@ def _setup(number: "TableNumber", options: TableOptions) -> "Setup":
     names = options["names"]
     if all(map(is_plugin, names)):
         run, wanted = options["baselines"], METHODS_OF[number]
-        there = [name for name in wanted if name not in BASELINES or (run is not None and (run / name).is_dir())]
+        there = [name for name in wanted if name not in BASELINES or _is_trained(run, name)]
         _tell_missing("in this table, for --baselines has none", [name for name in wanted if name not in there])
         options["names"] = (*there, *names)
     setup = setup_of(options)
@@ -142,15 +144,27 @@ def _tuned_setup(
         raise UsageProblem(f"--tuned-also {unknown[0]}: give --also {unknown[0]}=BUNDLE, what it was fine-tuned from")
     if run is None and model is None and not also:
         return None
+    if run is not None and setup.baselines is None:
+        raise UsageProblem(f"--tuned {run}: give --baselines RUN too, where the methods are as they were before")
     competing = [name for name in setup.names if name in BASELINES and BASELINES[name].tunable]
     own = [name for name in setup.names if name in ("ours", "mcsr") or name in dict(setup.also)]
-    there = {name for name in competing if run is not None and (run / name).is_dir()} | dict(also).keys()
+    there = {name for name in competing if _is_trained(run, name)} | dict(also).keys()
     there |= {"ours", "mcsr"} & set(own) if model is not None else set[str]()
     if not there:
         raise NoInputs(f"{run or model}: holds no method of this table; m2s-train baseline NAME RUN --init … tunes one")
     _tell_missing("among the fine-tuned methods", [name for name in (*competing, *own) if name not in there])
     names = tuple(name for name in setup.names if name in there)
     return replace(setup, names=names, options=replace(setup.options, model=model), baselines=run, also=also)
+
+
+def _is_trained(run: Path | None, name: str) -> bool:
+    """Whether a run holds weights of a method, be it those of its first training only."""
+    return run is not None and any((run / name).glob("*/best.safetensors"))
+
+
+def _check_draws(options: TableOptions, *, simulated: bool) -> None:
+    if options["draws"] is not None and options["label_maps"] is not None and not simulated:
+        raise UsageProblem("--draws: an acquired stack is one stack; leave it away")
 
 
 def _tell_missing(where: str, names: Sequence[str]) -> None:
@@ -202,11 +216,16 @@ def _clinical(options: TableOptions) -> "Stacks":
 
 def _stacks(title: str, hearts: "Sequence[Sequence[Item]]", options: TableOptions) -> "Stacks":
     """Units of work heart by heart, the first of each for slow methods."""
+    from m2s.data.labelmaps import split
     from m2s.evaluate.study import Stacks
     from m2s.evaluate.work import spaced
 
     if not hearts:
-        raise NoInputs(f"{options['label_maps']}: no high-resolution map in the validation part of the split")
+        first = ", ".join(map(str, split()["validation"][:3]))
+        raise NoInputs(
+            f"{options['label_maps']}: no <id>/HR_ED.nii.gz or HR_ES.nii.gz of the validation part of the split; its"
+            f" numbers are {first} …"
+        )
     hearts = spaced(hearts, options["limit"] or len(hearts))
     every = [item for heart in hearts for item in heart]
     return Stacks(title, every, [heart[0] for heart in spaced(hearts, options["few"])])

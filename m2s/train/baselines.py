@@ -1,5 +1,6 @@
 """`m2s-train baseline NAME RUN`: the trainings of a competing method, one after the other, in `RUN/NAME/`."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,8 @@ def train_baseline(name: str, job: "Job", size: Size) -> "dict[str, Figures]":
     found: dict[str, Figures] = {}
     for stage_name, share in training.STAGES.items():
         torch.manual_seed(job.seed)
+        if earlier := BASELINES[name].stands_on.get(stage_name):
+            _stand_on(folder, earlier, stage_name)
         stage = training.stage_of(stage_name, job, size, folder)
         plan, place = _plan(training.recipe_of(stage_name, size), job, share, size), folder / stage_name
         if stage_name in first:
@@ -61,6 +64,23 @@ def train_baseline(name: str, job: "Job", size: Size) -> "dict[str, Figures]":
         else:
             found[stage_name] = fit(stage, plan, place, device=job.device, quiet=job.quiet)
     return found
+
+
+def _stand_on(folder: Path, earlier: tuple[str, ...], stage: str) -> None:
+    """Let a training go on only with the weights of the earlier ones that it began with.
+
+    Raises:
+        UsageProblem: they were trained further since.
+    """
+    marker = folder / stage / "stands_on.json"
+    used = {name: hashlib.sha256((folder / name / "best.safetensors").read_bytes()).hexdigest() for name in earlier}
+    if marker.is_file() and json.loads(marker.read_text()) != used:
+        raise UsageProblem(
+            f"{folder / stage} stands on weights of {' and '.join(earlier)} that were trained further since:"
+            f" remove {folder / stage} and run again"
+        )
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(marker, json.dumps(used).encode())
 
 
 def _first(name: str, stage: str, run: Path, size: Size) -> "Initial":

@@ -27,6 +27,8 @@ Masks = npt.NDArray[np.bool_]
 
 NO_APEX: Final = 0.25
 """Share of the stacks of `compact` that end above the apex."""
+NOISE_MM: Final = 0.6
+"""Largest rms of the contour noise of `compact`."""
 _TOLD: Final = 0.5
 """Share of stacks whose shifts are true ones with an error instead of MC-Net's."""
 

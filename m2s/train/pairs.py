@@ -24,7 +24,7 @@ from m2s.nets.mcsr import McsrNet
 from m2s.nets.vqvae import Autoencoder
 from m2s.pool import worker_pool
 from m2s.train.loop import Arrays, device_of
-from m2s.train.mcsr import stack_inputs, symmetry
+from m2s.train.mcsr import NOISE_MM, stack_inputs, symmetry
 from m2s.train.motion import training_law
 from m2s_runtime.atomic import write_bytes
 from m2s_runtime.csdg import coarse_sdg, to_grid
@@ -130,7 +130,9 @@ def super_resolved(net: McsrNet, slices: Masks, step_mm: float) -> tuple[Masks, 
 
 def training_maker(store: HeartStore, mcsr: McsrNet, autoencoder: Autoencoder, seed: int, threads: int) -> PairMaker:
     """Pairs as the diffusion learns from them: mixed motion, contour noise, some perfect masks."""
-    return PairMaker(store, mcsr.eval(), autoencoder.eval(), seed, training_law(), 0.6, _PERFECT, threads, _NO_APEX)
+    return PairMaker(
+        store, mcsr.eval(), autoencoder.eval(), seed, training_law(), NOISE_MM, _PERFECT, threads, _NO_APEX
+    )
 
 
 def selection_maker(store: HeartStore, mcsr: McsrNet, autoencoder: Autoencoder, threads: int) -> PairMaker:

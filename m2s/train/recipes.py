@@ -39,6 +39,9 @@ from m2s.train.loop import Recipe
 StageName = Literal["mcsr", "vqvae", "diffusion", "decoder"]
 Task = Literal["motion", "mcsr", "vqvae", "diffusion", "decoder", "fine-tuning"]
 
+TRAINING_SUBJECTS: Final = 1024
+"""Training subjects of the paper (section 3.1), which epochs of the published recipes are counted in."""
+
 STACKS_A_MASK: Final = 12
 """Misaligned stacks that the paper simulates of each mask; they make an epoch of MCSR-Net."""
 

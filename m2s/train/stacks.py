@@ -1,7 +1,7 @@
 """What every method that reads slices is trained on: the same stacks for all, simulated or real, as binary masks."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 import numpy as np
@@ -10,11 +10,11 @@ import torch
 from m2s.data.clinical import Pair
 from m2s.data.labelmaps import Part
 from m2s.data.pair_files import load_pair, prepare_pairs
-from m2s.data.simulate import PAPER, Masks, Mixture, draw_rng, simulate_stack
+from m2s.data.simulate import PAPER, Masks, Mixture, MotionLaw, draw_rng, simulate_stack
 from m2s.nets.presets import PRESETS
 from m2s.train.finetune import PairStacks
 from m2s.train.loop import Arrays, Batch
-from m2s.train.mcsr import NO_APEX, StackSource
+from m2s.train.mcsr import NO_APEX, NOISE_MM, StackSource
 
 if TYPE_CHECKING:
     from m2s.train.job import Job
@@ -22,8 +22,26 @@ if TYPE_CHECKING:
 
 MASKS: Final = PRESETS["paper"].mcsr
 """Slices as binary masks, which is what the published methods read."""
-NOISE_MM: Final = 0.6
 JUDGED_STACKS: Final = 12
+
+
+class Acquisition(NamedTuple):
+    """How stacks are simulated of hearts for a training.
+
+    Attributes:
+        law: of the slices' motion.
+        noise_mm: largest rms of the contour noise.
+        no_apex: share of the stacks that end above the apex.
+    """
+
+    law: MotionLaw
+    noise_mm: float
+    no_apex: float
+
+
+def acquisition(job: "Job") -> Acquisition:
+    """Of a job's preset, for SR-Net and for every method that reads stacks."""
+    return Acquisition(PAPER, 0.0, 0.0) if job.published else Acquisition(Mixture(), NOISE_MM, NO_APEX)
 
 
 def stack_source(job: "Job") -> "Source":
@@ -40,7 +58,7 @@ def stack_source(job: "Job") -> "Source":
         return PairStacks(_real_pairs(job, job.data, "training"), MASKS, job.seed)
     store = job.store("training", distances=False)
     folder = job.folder("training", distances=False)
-    return StackSource(folder, store.spec, MASKS, job.seed, Mixture(), NOISE_MM, NO_APEX)
+    return StackSource(folder, store.spec, MASKS, job.seed, *acquisition(job))
 
 
 def selection_stacks(job: "Job", count: int = JUDGED_STACKS) -> list[Pair]:

@@ -41,16 +41,15 @@ def train(stage: "StageName", job: Job) -> None:
 def _mcsr(job: Job) -> None:
     import torch
 
-    from m2s.data.simulate import PAPER, Mixture
     from m2s.train.loop import fit
-    from m2s.train.mcsr import NO_APEX, McsrStage, StackSource
+    from m2s.train.mcsr import McsrStage, StackSource
     from m2s.train.published import PublishedMcsrStage
     from m2s.train.recipes import STACKS_A_MASK, recipe
+    from m2s.train.stacks import acquisition
 
     size = PRESETS[job.preset].mcsr
     store, selection = job.store("training", distances=False), job.store("selection", distances=False)
-    law, noise, no_apex = (PAPER, 0.0, 0.0) if job.published else (Mixture(), 0.6, NO_APEX)
-    source = StackSource(job.folder("training", distances=False), store.spec, size, job.seed, law, noise, no_apex)
+    source = StackSource(job.folder("training", distances=False), store.spec, size, job.seed, *acquisition(job))
     torch.manual_seed(job.seed)
     kind = PublishedMcsrStage if job.published else McsrStage
     stage = kind(size, source, selection, job.facts(store.spec) | _step_range(store.spec))

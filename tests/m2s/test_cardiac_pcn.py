@@ -19,7 +19,7 @@ from m2s.baselines.registry import open_baseline
 from m2s.metrics import SampledSurface, cd_of_points, cd_paper
 from m2s.train.checkpoint import load_weights
 from m2s.train.cli import main
-from m2s_runtime.errors import EmptyWall, EngineError
+from m2s_runtime.errors import EmptyWall, EngineError, NotFinite
 from m2s_runtime.surface import Mesh
 
 X, Y = np.mgrid[:128, :128].astype(float)
@@ -60,6 +60,19 @@ def test_outwards_is_away_from_the_ring_on_both_of_its_sides() -> None:
     near = [[92.0, 70, 63], [78.0, 70, 63], [60.0, 101, 53], [60.0, 88, 53]]
     out = outward(slices, wall_contours(slices), np.array(near))
     np.testing.assert_allclose(out, [[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]], atol=0.25)
+
+
+def test_outwards_is_told_by_slices_that_moved_as_by_those_that_did_not() -> None:
+    points = truth_points(_tube(), np.random.default_rng(0))
+    points = points[abs(points[:, 2] - 63) < 38]
+    slices = _tube()[:, :, 2::5]
+    for k, by in enumerate((9, -8, 7, 12, -9, 8, -7, 10)):  # about as far as the wall is thick
+        slices[:, :, 2 + k] = np.roll(slices[:, :, 2 + k], (by, -by), (0, 1))
+    radial = (points - (60, 70, 0))[:, :2]
+    radius = np.linalg.norm(radial, axis=1, keepdims=True)
+    expected = radial / radius * np.where(radius > 25, 1, -1)
+    right = (outward(slices, wall_contours(slices), points)[:, :2] * expected).sum(axis=1) > 0
+    assert right.mean() > 0.98
 
 
 def test_truth_lies_on_the_surface_of_the_mask_and_frames_undo_themselves() -> None:
@@ -143,6 +156,10 @@ def test_a_tiny_training_by_the_command_can_be_opened(tmp_path: Path) -> None:
     np.testing.assert_array_equal(half[:, :2], cloud[:, :2])
     with pytest.raises(EmptyWall, match="no contour"):
         method.predict(np.zeros_like(stack), SPACING)
+    for weights in method.net.parameters():
+        weights.data.fill_(np.nan)
+    with pytest.raises(NotFinite, match="the network returned NaN"):
+        method.predict(stack, SPACING)
 
 
 @needs_meshlab

@@ -86,7 +86,9 @@ def test_a_stack_gives_a_row_a_csdg(monkeypatch, tmp_path, methods):
     assert lines[0].endswith("| C-SDG error mm | C-SDG CPU s |")
 
 
-@pytest.mark.parametrize("option", [["--steps", "3"], ["--samples", "2"], ["--refine", "1"], ["--method", "nni"]])
+@pytest.mark.parametrize(
+    "option", [["--steps", "3"], ["--samples", "2"], ["--refine", "1"], ["--method", "nni"], ["--also", "a=b"]]
+)
 def test_options_that_mean_nothing_here_are_refused(option, tmp_path):
     done = CliRunner().invoke(evaluate, ["steps", "--atlas", str(tmp_path), *option])
     assert done.exit_code == 2

@@ -43,6 +43,10 @@ def test_rows_survive_the_disk_and_a_torn_last_line(tmp_path):
     path.write_text(whole + "c,1,half a li")
     assert RowFile(path).rows == read
     assert path.read_text() == whole
+    # A unit of several rows, of which the last is torn, is done again.
+    path.write_text(whole + "c,1,x,a\nc,1,x,b\nc,1,x,")
+    assert RowFile(path).rows == read
+    assert path.read_text() == whole
     assert [p.name for p in tmp_path.iterdir()] == ["rows.csv"]
 
 
@@ -52,6 +56,16 @@ def test_a_file_of_another_kind_is_left_alone(tmp_path):
     with pytest.raises(UsageProblem, match="no table of m2s-eval"):
         RowFile(path)
     assert path.read_text() == "name,value\na,1\n"
+    path.write_text("item,run\na,1,2\n")
+    with pytest.raises(UsageProblem, match="more cells than the first"):
+        RowFile(path)
+
+
+def test_names_of_methods_stay_text_whatever_they_look_like(tmp_path):
+    table = RowFile(tmp_path / "rows.csv")
+    for label in ("250", "1e3", "true"):
+        table.add([{"item": "a", "run": "1", "method": label}])
+    assert [row["method"] for row in RowFile(tmp_path / "rows.csv").rows] == ["250", "1e3", "true"]
 
 
 def test_only_what_is_missing_is_done(tmp_path):

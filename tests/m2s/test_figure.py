@@ -120,6 +120,13 @@ def test_subjects_of_the_data_set_are_drawn_as_scanned_and_as_simulated(tmp_path
     both = CliRunner().invoke(evaluate, [str(w) for w in (*words, "--atlas", tmp_path)])
     assert both.exit_code == 2
     assert "one of --atlas" in both.output
+    for more, told_off in (
+        (["--clinical", "--law", "paper"], "--law is of"),
+        (["--clinical", "--draw", "0"], "--draw:"),
+    ):
+        result = CliRunner().invoke(evaluate, [str(w) for w in (*words, *more)])
+        assert result.exit_code == 2
+        assert told_off in result.output
 
 
 def test_a_person_of_another_part_is_refused(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ import csv
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from asked import asked_twice
 from click.testing import CliRunner
 from in_threads import no_processes, whole_and_resumed
 from tiny_run import save_checkpoint
@@ -27,7 +27,6 @@ from m2s.nets.vqvae import VqVae
 from m2s.train.checkpoint import load_weights
 from m2s.train.cli import main
 from m2s.train.pairs import PairSource, selection_maker
-from m2s_runtime.grid import GRID
 
 TINY = ["--phantom", "--hearts", "2", "--threads", "1", "--workers", "1", "--size", "tiny", "--device", "cpu", "-q"]
 
@@ -141,14 +140,6 @@ def test_a_resumed_training_ends_where_an_undisturbed_one_does(run, tmp_path):
 def test_a_stack_always_gives_the_same_surface(run, monkeypatch):
     stack = simulate_stack(phantom(3).mask, draw_rng("h", 0, 0)).slices
     method = open_baseline("gan", run)
-    csdg, shifts = method.front.csdg(stack, (1.0, 1.0, 10.0))
-    seen = []
-    # An untrained decoder finds no heart: what it is asked for is kept, and the C-SDG stands for its answer.
-    monkeypatch.setattr(method.vqvae, "decode", lambda z: seen.append(z) or torch.from_numpy(csdg)[None, None])
-    one, two = (method.predict(stack, (1.0, 1.0, 10.0)) for _ in range(2))
-    assert one.level.shape == GRID
-    np.testing.assert_array_equal(one.level, two.level)
-    np.testing.assert_array_equal(one.shifts, shifts)
-    torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=0)
+    seen = asked_twice(method, method.vqvae, monkeypatch, stack)
     method.predict(stack[::-1].copy(), (1.0, 1.0, 10.0))
     assert not seen[2].equal(seen[0])

@@ -1,5 +1,6 @@
 """MCSR-MS: sizes and spline are its source's, true control points undo the motion, earlier stages stay frozen."""
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -204,6 +205,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = CliRunner().invoke(main, ["baseline", "mcsr-ms", str(run), *TINY])
     assert result.exit_code == 0, result.output
     return run
+
+
+def test_the_third_stage_goes_on_only_with_the_weights_that_it_stands_on(run: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    more = ["baseline", "mcsr-ms", str(copied), *TINY]
+    assert CliRunner().invoke(main, more).exit_code == 0  # nothing changed, nothing left to do
+    stage = copied / "mcsr-ms" / "centreline" / "best.safetensors"
+    stage.write_bytes((copied / "mcsr-ms" / "super_resolution" / "best.safetensors").read_bytes())
+    refused = CliRunner().invoke(main, more)
+    assert refused.exit_code == 2
+    assert "stands on weights of centreline and super_resolution that were trained further" in refused.stderr
+    assert str(copied / "mcsr-ms" / "second_correction") in refused.stderr
 
 
 def test_three_stages_train_and_tell_what_they_are(run: Path) -> None:

@@ -34,6 +34,10 @@ TRUTH_POINTS: Final = 16384
 _EDGE: Final = 1.5
 """Pixels over which the edge of the wall is smoothed to tell its direction."""
 _NEAREST: Final = 8
+_REACH_MM: Final = 3.0
+"""Along z: what of a cloud counts as a slice of it."""
+_ENOUGH: Final = 50
+"""Points of a cloud that tell where a slice of it lies."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,9 @@ def wall_contours(slices: BoolArray) -> Points:
 def outward(slices: BoolArray, contours: Points, points: Points) -> Points:
     """Which way leads out of the wall near each point: (N, 3), the mean over the eight nearest vertices of contours.
 
-    In-plane and as the stack has it, for nothing else tells the two sides of a cloud apart.
+    In-plane and as the stack has it, for nothing else tells the two sides of a cloud apart. The points lie where the
+    heart is thought to be, the contours where their slices had moved to, by as much as the wall is thick: each slice's
+    first go to the middle of the points about its plane.
 
     Args:
         slices: (128, 128, 12) wall.
@@ -95,7 +101,23 @@ def outward(slices: BoolArray, contours: Points, points: Points) -> Points:
     along = [np.asarray(ndimage.map_coordinates(np.gradient(smooth, axis=a), at.T, order=1)) for a in (0, 1)]
     out = -np.stack([*along, np.zeros(len(at))], axis=1)
     out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-9)
-    return out[KDTree(contours).query(points, min(_NEAREST, len(out)))[1].reshape(len(points), -1)].mean(axis=1)
+    nearest = KDTree(_with(points, contours)).query(points, min(_NEAREST, len(out)))[1]
+    return out[nearest.reshape(len(points), -1)].mean(axis=1)
+
+
+def _with(points: Points, contours: Points) -> Points:
+    """Contours moved in-plane, slice by slice, to where a cloud of points has the slice."""
+    moved = contours.copy()
+    for z in np.unique(contours[:, 2]):
+        here, near = contours[:, 2] == z, points[abs(points[:, 2] - z) <= _REACH_MM]
+        if len(near) >= _ENOUGH:
+            moved[here, :2] += _middle(near) - _middle(contours[here])
+    return moved
+
+
+def _middle(points: Points) -> Points:
+    """(2,) mm: of the box that all but the outermost hundredths of points lie in."""
+    return np.percentile(points[:, :2], (1, 99), axis=0).mean(axis=0)
 
 
 def resample(points: Points, count: int, rng: np.random.Generator) -> Points:

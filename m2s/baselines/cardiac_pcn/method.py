@@ -1,18 +1,17 @@
 """CardiacPCN, trained: contours in, completed points and their mesh out."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from m2s.baselines.cardiac_pcn.cloud import Frame, Points, outward, resample, wall_contours
 from m2s.baselines.cardiac_pcn.meshing import poisson_mesh
 from m2s.baselines.cardiac_pcn.net import SIZES, Pcn
-from m2s.baselines.method import BoolArray, Prediction, Spacing, from_mesh
+from m2s.baselines.method import BoolArray, Prediction, Spacing, from_mesh, stack_key
 from m2s.data.heart import keyed_rng
 from m2s.train.checkpoint import load_weights
+from m2s_runtime.errors import NotFinite
 from m2s_runtime.grid import GRID, NOMINAL_STEP, SPACING
 
 
@@ -28,6 +27,7 @@ class CardiacPcn:
 
         Raises:
             EmptyWall: no slice holds wall, or screened Poisson made no surface.
+            NotFinite: the network returned NaN or infinity.
             EngineError: PyMeshLab cannot be loaded.
         """
         points = self.cloud(mask, spacing)
@@ -40,13 +40,16 @@ class CardiacPcn:
 
         Raises:
             EmptyWall: no slice holds wall.
+            NotFinite: the network returned NaN or infinity.
         """
         contours = wall_contours(mask)
         frame = Frame(contours.mean(axis=0))
-        rng = keyed_rng("cardiac-pcn", hashlib.sha256(np.packbits(mask).tobytes()).hexdigest())
+        rng = keyed_rng("cardiac-pcn", stack_key(mask))
         seen = torch.from_numpy(frame.into(resample(contours, self.net.size.points, rng)))[None].to(self.device)
         with torch.no_grad():
             _, fine = self.net(seen)
+        if not fine.isfinite().all():
+            raise NotFinite("the network returned NaN or infinity: its weights are damaged or were badly trained")
         return _stretched(frame.back(fine[0].cpu().numpy()), spacing[2])
 
 

@@ -109,4 +109,4 @@ def recipe_of(name: str, size: "Size") -> Recipe:  # noqa: ARG001
         return Recipe(steps=300_000, batch=32, rate=1e-4, patience=300_000, validate_every=2000, clip=1e9)
     if size == "tiny":
         return Recipe(steps=10, batch=2, rate=1e-3, schedule="cosine", validate_every=5)
-    return Recipe(steps=3000, batch=4, rate=5e-4, schedule="cosine", average=0.99, validate_every=200)
+    return Recipe(steps=5000, batch=4, rate=5e-4, schedule="cosine", average=0.99, validate_every=200)

@@ -8,8 +8,8 @@ import torch
 
 from m2s.baselines.condition.net import SIZES, ConditionedDenoiser
 from m2s.baselines.condition.train import CONDITIONS
-from m2s.baselines.front import PRESET_OF, Front, as_batch, finished, open_vqvae, stack_key
-from m2s.baselines.method import BoolArray, FloatArray, Prediction, Spacing
+from m2s.baselines.front import PRESET_OF, Front, as_batch, decoded, open_vqvae
+from m2s.baselines.method import BoolArray, FloatArray, Prediction, Spacing, stack_key
 from m2s.nets.denoiser import Denoiser
 from m2s.nets.vqvae import VqVae
 from m2s.train.checkpoint import load_weights
@@ -51,7 +51,7 @@ class Conditioned:
             raise EmptyWall.after_networks()
         zc = self.net.condition(as_batch(wall, device_of(self.net)))
         z = sampled(self.net.denoiser, zc, stack_key(mask))
-        return finished(self.vqvae.decode(z / self.scale)[0, 0].cpu().numpy(), shifts)
+        return decoded(self.vqvae, z / self.scale, shifts)
 
     def _seen(self, mask: BoolArray, spacing: Spacing) -> tuple[BoolArray, FloatArray | None]:
         if self.front is None:

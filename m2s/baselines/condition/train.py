@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from m2s.baselines.condition.net import SIZES, ConditionedDenoiser
 from m2s.baselines.front import PRESET_OF, open_vqvae
-from m2s.baselines.latent_pairs import SUBJECTS, LatentPairs, latent_pairs
+from m2s.baselines.latent_pairs import LatentPairs, latent_pairs
 from m2s.nets.denoiser import Denoiser
 from m2s.nets.vqvae import VqVae
 from m2s.train.baselines import facts_of
@@ -23,7 +23,7 @@ from m2s.train.condition_pairs import Condition, ConditionSource, make_condition
 from m2s.train.diffusion import DiffusionStage
 from m2s.train.loop import Batch, Facts, Figures, Recipe, Stage, device_of
 from m2s.train.pairs import Floats, PairMaker
-from m2s.train.recipes import recipe
+from m2s.train.recipes import TRAINING_SUBJECTS, recipe
 from m2s_runtime.grid import NOMINAL_STEP
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def recipe_of(name: str, size: "Size") -> Recipe:  # noqa: ARG001
     `cpu` has half its batch and two and a half times its rate, for an encoder that begins with nothing in a few hundred
     steps, and is judged more often. At `published` the plateau is the surface error's, not the loss's.
     """
-    ours = recipe(PRESET_OF[size].name, "diffusion", SUBJECTS)
+    ours = recipe(PRESET_OF[size].name, "diffusion", TRAINING_SUBJECTS)
     return replace(ours, batch=8, rate=1e-3, average=0.99, validate_every=150) if size == "cpu" else ours
 
 

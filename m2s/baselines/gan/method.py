@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from m2s.baselines.front import Front, as_batch, finished, open_vqvae, stack_key
+from m2s.baselines.front import Front, as_batch, decoded, open_vqvae
 from m2s.baselines.gan.net import SIZES, Discriminator, Gan, generated
-from m2s.baselines.method import BoolArray, Prediction, Spacing
+from m2s.baselines.method import BoolArray, Prediction, Spacing, stack_key
 from m2s.nets.denoiser import Denoiser
 from m2s.nets.vqvae import VqVae
 from m2s.train.checkpoint import load_weights
@@ -47,7 +47,7 @@ class ConditionalGan:
         zc = self.scale * self.vqvae.latent(as_batch(csdg, device_of(self.vqvae)))
         noise = torch.from_numpy(ddim.draw_noise(stack_key(mask), 0, 0, zc.shape[1:]))[None].to(zc.device)
         z = generated(self.generator, noise, zc)
-        return finished(self.vqvae.decode(z / self.scale)[0, 0].cpu().numpy(), shifts)
+        return decoded(self.vqvae, z / self.scale, shifts)
 
 
 def load(folder: Path, device: str) -> ConditionalGan:

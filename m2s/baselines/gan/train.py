@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from m2s.baselines.front import PRESET_OF, open_vqvae
 from m2s.baselines.gan.net import SIZES, Discriminator, Gan, GanSize, generated
-from m2s.baselines.latent_pairs import SUBJECTS, LatentPairs, latent_pairs
+from m2s.baselines.latent_pairs import LatentPairs, latent_pairs
 from m2s.nets.denoiser import Denoiser
 from m2s.nets.vqvae import VqVae
 from m2s.train.baselines import facts_of
 from m2s.train.diffusion import DiffusionStage
 from m2s.train.loop import Batch, Facts, Figures, Recipe, Stage
 from m2s.train.pairs import Floats
-from m2s.train.recipes import recipe
+from m2s.train.recipes import TRAINING_SUBJECTS, recipe
 from m2s_runtime import ddim
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def stage_of(name: str, job: "Job", size: "Size", folder: Path) -> Stage:  # noq
 
 def recipe_of(name: str, size: "Size") -> Recipe:  # noqa: ARG001
     """Constants of our own diffusion at that size; in `cpu` half its batch, for twice the steps in the same minutes."""
-    ours = recipe(PRESET_OF[size].name, "diffusion", SUBJECTS)
+    ours = recipe(PRESET_OF[size].name, "diffusion", TRAINING_SUBJECTS)
     return replace(ours, batch=8, validate_every=150) if size == "cpu" else ours
 
 

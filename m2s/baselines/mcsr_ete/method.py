@@ -6,6 +6,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from m2s.baselines.edsr import super_resolve
 from m2s.baselines.labels import WALL, labelled
@@ -33,13 +34,17 @@ class EndToEnd:
         Raises:
             EmptyWall: nothing is.
         """
-        labels = torch.from_numpy(labelled(mask))[None, None].to(self.device)
-        pool = torch.from_numpy(pool_features(mask))[None].to(self.device)
-        shifts = centre_shifts(self.net.motion(labels.float()), pool)
-        corrected = self.net.bridge(labels, shifts)
-        wall = (super_resolve(self.net.super_resolution, corrected) == WALL).numpy()
+        shifts, labels = reconstructed(self.net, torch.from_numpy(labelled(mask))[None, None].to(self.device))
+        wall = (labels == WALL).numpy()
         found = np.where(wall_slices(mask)[:, None], shifts[0].cpu().numpy(), np.float32(0))
         return from_mask(wall, spacing[2], found)
+
+
+def reconstructed(net: EteNet, slices: Tensor) -> tuple[Tensor, Tensor]:
+    """Shifts (1, S, 2) mm that centre the pool too, and labels (128, 128, 5 S), of one stack (1, 1, 128, 128, S)."""
+    pool = torch.from_numpy(pool_features((slices[0, 0] == WALL).cpu().numpy()))[None].to(slices.device)
+    shifts = centre_shifts(net.motion(slices.float()), pool)
+    return shifts, super_resolve(net.super_resolution, net.bridge(slices, shifts))
 
 
 def load(folder: Path, device: str) -> EndToEnd:

@@ -9,8 +9,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from m2s.baselines.edsr import super_resolve
 from m2s.baselines.labels import WALL, Labels, labelled_batch, one_hot
+from m2s.baselines.mcsr_ete.method import reconstructed
 from m2s.baselines.mcsr_ete.net import SIZES, EteNet, EteSize
 from m2s.baselines.registry import Size
 from m2s.data.heart import keyed_rng
@@ -19,6 +19,7 @@ from m2s.train.job import Job
 from m2s.train.loop import Arrays, Batch, Facts, Figures, Recipe, Source, device_of
 from m2s.train.mcsr import soft_dice
 from m2s.train.published import micro_dice, weight_penalty
+from m2s.train.recipes import STACKS_A_MASK, TRAINING_SUBJECTS
 from m2s.train.stacks import centroid_shifts, pair_batch, selection_stacks, stack_source
 from m2s_runtime.grid import UPSAMPLING
 
@@ -28,11 +29,15 @@ JUDGED: Final = 4
 """Selection stacks of a validation: SR-Net takes seconds for each."""
 _LEAST_PIXELS: Final = 20
 """Slices with less heart count as unmoved."""
-_EPOCHS, _SUBJECTS, _MOTIONS = 200, 1024, 12
+_EPOCHS: Final = 200
 
 _RECIPES: Final[Mapping[Size, Recipe]] = {
     "published": Recipe(
-        steps=_EPOCHS * _SUBJECTS * _MOTIONS, batch=1, rate=1e-4, schedule="hyperbolic", validate_every=1000
+        steps=_EPOCHS * TRAINING_SUBJECTS * STACKS_A_MASK,
+        batch=1,
+        rate=1e-4,
+        schedule="hyperbolic",
+        validate_every=1000,
     ),
     "cpu": Recipe(steps=100_000, batch=1, rate=5e-4, schedule="cosine", average=0.98, validate_every=150),
     "tiny": Recipe(steps=20, batch=1, rate=1e-3, schedule="cosine", average=0.9, validate_every=10),
@@ -78,7 +83,7 @@ class LabelSource:
             return (0, 0, 0)
         pixels, slices = self._size.crop
         wall = np.argwhere(clean == WALL)
-        at = wall[rng.integers(len(wall))]
+        at = wall[rng.integers(len(wall))] if len(wall) else np.array(clean.shape) // 2
         side = np.array((pixels, pixels, slices))
         return tuple(np.clip(at - side // 2, 0, clean.shape - side).tolist())
 
@@ -138,11 +143,11 @@ def told_shifts(slices: Tensor, clean: Tensor) -> Tensor:
 
 
 def _score(net: EteNet, sample: Batch) -> Figures:
-    shifts, corrected = net(sample["slices"])
+    """As `EndToEnd` predicts, so that weights are chosen by what they are used for."""
+    shifts, labels = reconstructed(net, sample["slices"])
     held = (sample["slices"] > 0).flatten(1, 3).any(1)
     residual = (shifts - told_shifts(sample["slices"], sample["clean"]))[held]
-    wall = super_resolve(net.super_resolution, corrected) == WALL
-    dice_loss = float(soft_dice(wall[None, None], sample["mask"].cpu() == WALL))
+    dice_loss = float(soft_dice((labels == WALL)[None, None], sample["mask"].cpu() == WALL))
     return {
         "dice_loss": dice_loss,
         "shift_raw": float(residual.abs().mean()),

@@ -17,6 +17,7 @@ from m2s.data.store import HeartStore, StoredHearts, StoreSpec
 from m2s.train.baselines import facts_of
 from m2s.train.loop import Arrays, Batch, Facts, Figures, Recipe, device_of
 from m2s.train.mcsr import soft_dice, symmetry
+from m2s.train.recipes import TRAINING_SUBJECTS
 from m2s_runtime.csdg import to_grid
 from m2s_runtime.grid import NOMINAL_STEP, UPSAMPLING
 
@@ -29,7 +30,6 @@ BETA: Final = 1e-3
 """Of the source; see `VaeStage.loss` for what it weighs."""
 _JUDGED: Final = 12
 _EPOCHS: Final = 100
-_PAPER_HEARTS: Final = 1024
 
 
 def stage_of(name: str, job: "Job", size: Size, folder: Path) -> "VaeStage":  # noqa: ARG001
@@ -46,7 +46,7 @@ def recipe_of(name: str, size: Size) -> Recipe:  # noqa: ARG001
     here. `cpu` takes the small batches and the annealed rate that make most of twenty minutes.
     """
     if size == "published":
-        epoch = _PAPER_HEARTS // 8
+        epoch = TRAINING_SUBJECTS // 8
         return Recipe(_EPOCHS * epoch, 8, 1e-4, patience=_EPOCHS, validate_every=epoch)
     return Recipe(20_000, 2, 2e-3, "cosine", average=0.998, validate_every=250)
 

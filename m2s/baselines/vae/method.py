@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from m2s.baselines.front import PRESET_OF, Front, as_batch, finished, stack_key
-from m2s.baselines.method import BoolArray, Prediction, Spacing
+from m2s.baselines.front import PRESET_OF, Front, as_batch, decoded
+from m2s.baselines.method import BoolArray, Prediction, Spacing, stack_key
 from m2s.baselines.vae.net import Vae
 from m2s.baselines.vae.train import open_vae
 from m2s.nets.denoiser import Denoiser
@@ -46,7 +46,7 @@ class VaeDiffusion:
         csdg, shifts = self.front.csdg(mask, spacing)
         zc = self.scale * self.vae.latent(as_batch(csdg, device_of(self.vae)))
         z = sampled(self.denoiser, zc, stack_key(mask))
-        return finished(self.vae.decode(z / self.scale)[0, 0].cpu().numpy(), shifts)
+        return decoded(self.vae, z / self.scale, shifts)
 
 
 def load(folder: Path, device: str) -> VaeDiffusion:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from m2s.baselines.front import PRESET_OF
-from m2s.baselines.latent_pairs import SUBJECTS, as_the_run, latent_pairs
+from m2s.baselines.latent_pairs import as_the_run, latent_pairs
 from m2s.baselines.vae.net import SIZES, Vae, kl_divergence
 from m2s.data.store import HeartStore
 from m2s.nets.presets import VqVaeSize
@@ -20,7 +20,7 @@ from m2s.train.diffusion import DiffusionStage
 from m2s.train.figures import surface_figures
 from m2s.train.loop import Batch, Facts, Figures, Recipe, Stage, device_of
 from m2s.train.published import PublishedDiffusionStage
-from m2s.train.recipes import recipe
+from m2s.train.recipes import TRAINING_SUBJECTS, recipe
 from m2s.train.vqvae import JUDGED_HEARTS, GridSource, weighted_l1
 from m2s_runtime.grid import GRID
 
@@ -107,8 +107,8 @@ def stage_of(name: str, job: "Job", size: "Size", folder: Path) -> Stage:
 def recipe_of(name: str, size: "Size") -> Recipe:
     """Constants of our own VQ-VAE and diffusion at that size; `cpu` has a learning curve of minutes, not of hours."""
     if name == "autoencoder":
-        return recipe(PRESET_OF[size].name, "vqvae", SUBJECTS)
-    ours = recipe(PRESET_OF[size].name, "diffusion", SUBJECTS)
+        return recipe(PRESET_OF[size].name, "vqvae", TRAINING_SUBJECTS)
+    ours = recipe(PRESET_OF[size].name, "diffusion", TRAINING_SUBJECTS)
     return replace(ours, validate_every=100) if size == "cpu" else ours
 
 
