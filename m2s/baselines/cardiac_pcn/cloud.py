@@ -101,11 +101,11 @@ def outward(slices: BoolArray, contours: Points, points: Points) -> Points:
     along = [np.asarray(ndimage.map_coordinates(np.gradient(smooth, axis=a), at.T, order=1)) for a in (0, 1)]
     out = -np.stack([*along, np.zeros(len(at))], axis=1)
     out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-9)
-    nearest = KDTree(_with(points, contours)).query(points, min(_NEAREST, len(out)))[1]
+    nearest = KDTree(_following(points, contours)).query(points, min(_NEAREST, len(out)))[1]
     return out[nearest.reshape(len(points), -1)].mean(axis=1)
 
 
-def _with(points: Points, contours: Points) -> Points:
+def _following(points: Points, contours: Points) -> Points:
     """Contours moved in-plane, slice by slice, to where a cloud of points has the slice."""
     moved = contours.copy()
     for z in np.unique(contours[:, 2]):
