@@ -13,9 +13,10 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from m2s.baselines.method import BoolArray, FloatArray, Method
+from m2s.evaluate.coarse import shared
 from m2s.evaluate.hearts import Cohort
 from m2s.evaluate.scores import Row
-from m2s.evaluate.steps import Way, sampled, shared
+from m2s.evaluate.steps import Way, sampled
 from m2s_runtime.csdg import coarse_sdg
 from m2s_runtime.grid import GRID, SPACING
 from m2s_runtime.mesh_distance import vertex_distance

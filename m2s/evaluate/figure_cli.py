@@ -1,20 +1,17 @@
 """`m2s-eval figure`: one heart by all methods, as a picture."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
 
-from m2s.evaluate.options import FILE, FOLDER, Choice, check_law, choosing, setup_of
+from m2s.evaluate.options import FILE, FOLDER, Choice, check_law, choosing, setup_of, source
 from m2s_runtime.errors import UsageProblem
 
 if TYPE_CHECKING:
     from m2s.data.heart import Heart
     from m2s.data.labelmaps import Phase
     from m2s.data.simulate import Masks
-
-
-_ONE_SOURCE: Final = "give one of --atlas FOLDER and --label-maps FOLDER"
 
 
 class Scene(TypedDict):
@@ -85,13 +82,12 @@ def figure(out: Path, **options: Unpack[FigureOptions]) -> None:
 
 def _check(scene: Scene) -> None:
     """Refuse what would have no effect, and a law that nobody knows."""
-    if (scene["atlas"] is None) == (scene["label_maps"] is None):
-        raise UsageProblem(_ONE_SOURCE)
-    if scene["atlas"] is not None and scene["phase"] is not None:
+    _, mapped = source(scene["atlas"], scene["label_maps"])
+    if not mapped and scene["phase"] is not None:
         raise UsageProblem("--phase: the row of the atlas decides it, even ones are ED and odd ones ES; leave it away")
     if scene["clinical"] and scene["law"] is not None:
         raise UsageProblem("--law is of simulated motion: leave it or --clinical away")
-    if scene["clinical"] and scene["label_maps"] is not None and scene["draw"] is not None:
+    if mapped and scene["clinical"] and scene["draw"] is not None:
         raise UsageProblem("--draw: an acquired stack is one stack; leave it away")
     check_law(scene["law"] or "paper")
 
@@ -104,16 +100,14 @@ def _scene(scene: Scene, seed: int) -> "tuple[Masks, float, Heart]":
     from m2s.evaluate.hearts import Cohort, base_heart
     from m2s.evaluate.settings import map_heart
 
-    atlas, folder, row, phase = scene["atlas"], scene["label_maps"], scene["row"], scene["phase"] or "ED"
-    if folder is not None:
+    (folder, mapped), row, phase = source(scene["atlas"], scene["label_maps"]), scene["row"], scene["phase"] or "ED"
+    if mapped:
         maps = LabelMaps(folder)
         if not scene["clinical"]:
             return _simulated(maps.high(row, phase).heart(), scene, seed)
         pair, step_mm = read_pair(maps, row, phase), maps.low(row, phase).placement.step_mm
         return pair.slices, step_mm, map_heart(pair.id, pair.mask, step_mm)
-    if atlas is None:  # `_check` has seen to it that one of the two is there
-        raise UsageProblem(_ONE_SOURCE)
-    heart = base_heart(Cohort(atlas), row)
+    heart = base_heart(Cohort(folder), row)
     if not scene["clinical"]:
         return _simulated(heart, scene, seed)
     scan = stand_in_stack(heart, scene["draw"] or 0, seed)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, TypedDict
 import click
 
 from m2s.evaluate.names import METHODS, is_plugin
+from m2s_runtime.errors import UsageProblem
 
 if TYPE_CHECKING:
     from m2s.evaluate.rows import RowFile
@@ -141,6 +142,19 @@ def collect(items: "Sequence[Item]", setup: "Setup", table: "RowFile", jobs: int
     found = list(track(done, "evaluating", total=len(items), console=Console(stderr=True)))
     place = {item.name: index for index, item in enumerate(items)}
     return [row for rows in sorted(found, key=lambda rows: place[str(rows[0][ITEM])]) for row in rows]
+
+
+def source(atlas: Path | None, label_maps: Path | None) -> tuple[Path, bool]:
+    """Folder of the hearts, and whether it holds the paper's data set instead of the atlas.
+
+    Raises:
+        UsageProblem: both or neither are given.
+    """
+    if label_maps is not None and atlas is None:
+        return label_maps, True
+    if atlas is not None and label_maps is None:
+        return atlas, False
+    raise UsageProblem("give one of --atlas FOLDER and --label-maps FOLDER")
 
 
 def check_law(law: str) -> None:

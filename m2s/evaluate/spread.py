@@ -13,14 +13,10 @@ import numpy.typing as npt
 from scipy import stats
 
 from m2s.baselines.method import Method
-from m2s.data.simulate import draw_rng, simulate_stack
-from m2s.evaluate.hearts import Cohort, subject
-from m2s.evaluate.laws import motion_law
-from m2s.evaluate.methods import canonical_from_stack
-from m2s.evaluate.networks import pipeline_behind
+from m2s.evaluate.coarse import shared
+from m2s.evaluate.hearts import Cohort
 from m2s.evaluate.scores import Row, Truth
 from m2s.evaluate.shift_error import deviations
-from m2s.evaluate.simulation import noise_key
 from m2s_runtime.errors import UsageProblem
 from m2s_runtime.grid import SPACING
 from m2s_runtime.result import Reconstruction
@@ -63,17 +59,13 @@ class SpreadStack:
         Raises:
             UsageProblem: the runtime drew a single sample.
         """
-        found = subject(self.cohort, self.row)
+        found = shared(methods, self.cohort, self.row, self.draw, self.seed, self.law)
         if found is None:
             return
-        heart, truth = found.heart, found.truth
-        stack = simulate_stack(heart.mask, draw_rng(heart.id, self.draw, self.seed), motion_law(self.law, heart.mask))
-        pipeline = pipeline_behind(methods["ours"])
-        result = pipeline.reconstruct(canonical_from_stack(stack), noise_key(heart.id, self.draw, self.seed))
-        spread, error = pairs(result, truth, pipeline.manifest.spread_scale)
+        spread, error = pairs(found.result, found.subject.truth, found.pipeline.manifest.spread_scale)
         kept = _spelt(np.stack([spread, error], axis=1)[:_KEPT])
         yield {
-            "subject": heart.id,
+            "subject": found.subject.heart.id,
             "draw": self.draw,
             "method": "ours",
             "law": self.law,
@@ -81,7 +73,7 @@ class SpreadStack:
             "spearman": spearman(spread, error),
             "error_mm": float(error.mean()),
             "pairs": kept,
-            "shift_errors": _spelt((result.shifts - stack.shifts)[wall_slices(stack.slices)]),
+            "shift_errors": _spelt((found.result.shifts - found.stack.shifts)[wall_slices(found.stack.slices)]),
         }
 
 

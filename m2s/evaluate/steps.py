@@ -12,22 +12,16 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from m2s.baselines.method import GRID_TO_MM, FloatArray, Method, Prediction
-from m2s.data.simulate import draw_rng, simulate_stack
-from m2s.evaluate.hearts import Cohort, Subject, subject
-from m2s.evaluate.laws import motion_law
-from m2s.evaluate.methods import canonical_from_stack
-from m2s.evaluate.networks import pipeline_behind
-from m2s.evaluate.scores import Row, score
-from m2s.evaluate.simulation import noise_key
+from m2s.baselines.method import FloatArray, Method
+from m2s.evaluate.coarse import shared
+from m2s.evaluate.hearts import Cohort
+from m2s.evaluate.scores import Row
 from m2s_runtime import ddim
 from m2s_runtime.apex import close_apex
 from m2s_runtime.csdg import coarse_sdg
 from m2s_runtime.engines import Engine
 from m2s_runtime.manifest import Manifest
-from m2s_runtime.pipeline import Pipeline, Reconstruction
 from m2s_runtime.sampling import start_noise
-from m2s_runtime.surface import extract_surface
 
 STEPS: Final = (1, 2, 3, 5, 10)
 MOST: Final = 50
@@ -75,33 +69,6 @@ WAYS: Final = (
     *(Way(steps, 0.0) for steps in STEPS[1:]),
     *(Way(steps, start=start) for start in STARTS for steps in (1, 3)),
 )
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all rows of a stack have in common: the heart, the pipeline and what it found."""
-
-    subject: Subject
-    pipeline: Pipeline
-    result: Reconstruction
-    key: str
-    """Of the noise."""
-
-    def score(self, sdg: FloatArray) -> Row:
-        """Figures of one way to get to distances (128, 128, 64) mm."""
-        prediction = Prediction(sdg, extract_surface(sdg, GRID_TO_MM), self.result.shifts, binary=False)
-        return score(prediction, self.subject.truth)
-
-
-def shared(methods: Mapping[str, Method], cohort: Cohort, row: int, draw: int, seed: int, law: str) -> Shared | None:
-    """One stack through the method `ours`; None where the heart has no such stack."""
-    found = subject(cohort, row)
-    if found is None:
-        return None
-    heart, pipeline = found.heart, pipeline_behind(methods["ours"])
-    stack = simulate_stack(heart.mask, draw_rng(heart.id, draw, seed), motion_law(law, heart.mask))
-    key = noise_key(heart.id, draw, seed)
-    return Shared(found, pipeline, pipeline.reconstruct(canonical_from_stack(stack), key), key)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import click
 
 from m2s.baselines.registry import BASELINES
 from m2s.evaluate.names import is_plugin
-from m2s.evaluate.options import FILE, FOLDER, Options, labelled, setup_of, shared
+from m2s.evaluate.options import FILE, FOLDER, Options, labelled, setup_of, shared, source
+from m2s.evaluate.trained import weights_of
 from m2s_runtime.errors import NoInputs, UsageProblem
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _setup(number: "TableNumber", options: TableOptions) -> "Setup":
     names = options["names"]
     if all(map(is_plugin, names)):
         run, wanted = options["baselines"], METHODS_OF[number]
-        there = [name for name in wanted if name not in BASELINES or _is_trained(run, name)]
+        there = [name for name in wanted if name not in BASELINES or weights_of(name, run)]
         _tell_missing("in this table, for --baselines has none", [name for name in wanted if name not in there])
         options["names"] = (*there, *names)
     setup = setup_of(options)
@@ -148,18 +149,13 @@ def _tuned_setup(
         raise UsageProblem(f"--tuned {run}: give --baselines RUN too, where the methods are as they were before")
     competing = [name for name in setup.names if name in BASELINES and BASELINES[name].tunable]
     own = [name for name in setup.names if name in ("ours", "mcsr") or name in dict(setup.also)]
-    there = {name for name in competing if _is_trained(run, name)} | dict(also).keys()
+    there = {name for name in competing if weights_of(name, run)} | dict(also).keys()
     there |= {"ours", "mcsr"} & set(own) if model is not None else set[str]()
     if not there:
         raise NoInputs(f"{run or model}: holds no method of this table; m2s-train baseline NAME RUN --init … tunes one")
     _tell_missing("among the fine-tuned methods", [name for name in (*competing, *own) if name not in there])
     names = tuple(name for name in setup.names if name in there)
     return replace(setup, names=names, options=replace(setup.options, model=model), baselines=run, also=also)
-
-
-def _is_trained(run: Path | None, name: str) -> bool:
-    """Whether a run holds weights of a method, be it those of its first training only."""
-    return run is not None and any((run / name).glob("*/best.safetensors"))
 
 
 def _check_draws(options: TableOptions, *, simulated: bool) -> None:
@@ -189,12 +185,13 @@ def _simulated(options: TableOptions) -> "Stacks":
     from m2s.evaluate.settings import MapStack
     from m2s.evaluate.simulation import SimulatedStack
 
-    seed, draws, (atlas, folder) = options["seed"], range(options["draws"] or 12), _source(options)
-    if folder is not None:
+    seed, draws = options["seed"], range(options["draws"] or 12)
+    folder, mapped = source(options["atlas"], options["label_maps"])
+    if mapped:
         cases = LabelMaps(folder).cases("validation")
         maps = [[MapStack(folder, *case, draw, seed) for draw in draws] for case in cases]
         return _stacks("Simulated motion, the paper's label maps", maps, options)
-    hearts = Cohort(atlas)
+    hearts = Cohort(folder)
     made = [[SimulatedStack(hearts, row, draw, seed) for draw in draws] for row in hearts.rows]
     return _stacks("Simulated motion, hearts of the atlas", made, options)
 
@@ -205,11 +202,12 @@ def _clinical(options: TableOptions) -> "Stacks":
     from m2s.evaluate.hearts import Cohort
     from m2s.evaluate.settings import PairStack, StandInStack
 
-    seed, draws, (atlas, folder) = options["seed"], range(options["draws"] or 1), _source(options)
-    if folder is not None:
+    seed, draws = options["seed"], range(options["draws"] or 1)
+    folder, mapped = source(options["atlas"], options["label_maps"])
+    if mapped:
         pairs = [[PairStack(folder, *case)] for case in LabelMaps(folder).pairs("validation")]
         return _stacks("Acquired stacks of the paper's data set", pairs, options)
-    hearts = Cohort(atlas)
+    hearts = Cohort(folder)
     made = [[StandInStack(hearts, row, draw, seed) for draw in draws] for row in hearts.rows]
     return _stacks("Stand-in for clinical stacks, hearts of the atlas", made, options)
 
@@ -229,16 +227,6 @@ def _stacks(title: str, hearts: "Sequence[Sequence[Item]]", options: TableOption
     hearts = spaced(hearts, options["limit"] or len(hearts))
     every = [item for heart in hearts for item in heart]
     return Stacks(title, every, [heart[0] for heart in spaced(hearts, options["few"])])
-
-
-def _source(options: TableOptions) -> tuple[Path, Path | None]:
-    """Folder of the atlas, or of the label maps in its place."""
-    atlas, folder = options["atlas"], options["label_maps"]
-    if atlas is None and folder is not None:
-        return folder, folder
-    if atlas is None or folder is not None:
-        raise UsageProblem("give one of --atlas FOLDER and --label-maps FOLDER")
-    return atlas, None
 
 
 def _report(caption: str, blocks: "Sequence[Block]", setup: "Setup", options: TableOptions) -> None:

@@ -52,7 +52,7 @@ def trained(name: str, run: Path) -> Trained:
     Raises:
         NoInputs: it was not trained in this run.
     """
-    own = sorted((run / name).glob("*/best.safetensors"))
+    own = weights_of(name, run)
     if not own:
         raise NoInputs(f"{run}: no {name} in this run; m2s-train baseline {name} {run} trains it")
     read = [run / stage / own[0].name for stage in GOES_ON_FROM.get(name, ())]
@@ -61,6 +61,11 @@ def trained(name: str, run: Path) -> Trained:
     for file in files:
         digest.update(f"{file.parent.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return Trained(name, _metadata(own[0]).get("size", ""), sum(map(_seconds, files)), digest.hexdigest())
+
+
+def weights_of(name: str, run: Path | None) -> list[Path]:
+    """Best weights of a method's trainings in a run, be they those of its first training only."""
+    return sorted((run / name).glob("*/best.safetensors")) if run is not None else []
 
 
 def open_trained(name: str, run: Path, device: str = "auto", threads: int = 1) -> "Method":

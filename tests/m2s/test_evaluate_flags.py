@@ -12,7 +12,7 @@ from scipy import stats
 from m2s.data.phantom import phantom
 from m2s.data.sdg import signed_distance_grid
 from m2s.data.simulate import Normal
-from m2s.evaluate import flags, spread
+from m2s.evaluate import coarse, flags, spread
 from m2s.evaluate.degrade import SPOILERS, scanned
 from m2s.evaluate.hearts import Cohort, Subject, heart_truth
 from m2s.evaluate.methods import GRID_TO_MM, Network
@@ -218,7 +218,7 @@ def test_the_scale_is_fitted_on_one_cohort_and_scored_on_the_other(monkeypatch, 
     assert float(cells[-2].removesuffix(" %")) < 70
 
     truth = heart_truth(heart)
-    monkeypatch.setattr(spread, "subject", lambda *_: Subject("h", heart, truth))
+    monkeypatch.setattr(coarse, "subject", lambda *_: Subject("h", heart, truth))
 
     class Spreading(Pipeline):
         def reconstruct(self, canonical, noise_key):

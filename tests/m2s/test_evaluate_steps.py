@@ -8,7 +8,7 @@ from toy import TOY
 from m2s.cli import evaluate
 from m2s.data.phantom import phantom
 from m2s.data.sdg import signed_distance_grid
-from m2s.evaluate import csdg, steps
+from m2s.evaluate import coarse, csdg, steps
 from m2s.evaluate.hearts import Cohort, Subject, heart_truth
 from m2s.evaluate.networks import ModelOptions, network_methods, pipeline_behind
 from m2s.evaluate.scores import markdown
@@ -49,7 +49,7 @@ def test_a_late_start_skips_the_noisiest_levels(methods):
 
 def test_a_stack_gives_a_row_a_way(monkeypatch, tmp_path, methods):
     heart = phantom(3)
-    monkeypatch.setattr(steps, "subject", lambda *_: Subject("h", heart, heart_truth(heart)))
+    monkeypatch.setattr(coarse, "subject", lambda *_: Subject("h", heart, heart_truth(heart)))
     item = steps.SteppedStack(Cohort(tmp_path), 1400, 0, ways=(Way(0), Way(2, 0.0)))
     rows = list(item.rows(methods))
     assert [row["way"] for row in rows] == ["no step: condition decoded", "2 steps, temperature 0"]
@@ -76,7 +76,7 @@ def test_approximate_distances_are_off_by_what_their_surface_is():
 
 def test_a_stack_gives_a_row_a_csdg(monkeypatch, tmp_path, methods):
     heart = phantom(3)
-    monkeypatch.setattr(steps, "subject", lambda *_: Subject("h", heart, heart_truth(heart)))
+    monkeypatch.setattr(coarse, "subject", lambda *_: Subject("h", heart, heart_truth(heart)))
     rows = list(csdg.CsdgStack(Cohort(tmp_path), 1400, 0).rows(methods))
     errors = [row["csdg_error"] for row in rows]
     assert errors[0] == 0 < errors[1] < 0.05 < errors[2] < 1
