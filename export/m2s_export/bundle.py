@@ -51,7 +51,8 @@ _NOT_YET: Final = Parity("", "", {}, None, 0)
 class Plan:
     """What to publish: everything that the tensors themselves do not say.
 
-    `half` stores weights in float16, `float16` adds graphs that also compute in it.
+    `half` stores weights in float16, `float16` adds graphs that also compute in it; `csdg_share` None means that of the
+    preset.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Plan:
     surface_cases: int = _SURFACE_CASES
     temperature: float = 1.0
     steps: int = ddim.DEFAULT_STEPS
+    csdg_share: float | None = None
     spread_scale: float = 1.0
     shift_error_mm: Deviations = NO_ERROR
     flag_limits: dict[str, float] = field(default_factory=dict[str, float])
@@ -103,6 +105,7 @@ def draft_manifest(
         sample_steps=ddim.DEFAULT_STEPS,
         spread_scale=plan.spread_scale,
         shift_error_mm=plan.shift_error_mm,
+        csdg_share=preset.csdg_share if plan.csdg_share is None else plan.csdg_share,
         flag_limits=plan.flag_limits,
     )
 

@@ -1,4 +1,4 @@
-"""The model card: what the manifest says, in words, and what a person adds."""
+"""The model card: what a person says of it, and what the manifest does, in words."""
 
 from m2s_runtime.manifest import Manifest, NotedStage
 
@@ -8,7 +8,7 @@ medical device. Where no slice was acquired the surface is what the training hea
 
 
 def model_card(manifest: Manifest, notes: str = "") -> str:
-    """Markdown; `notes` is Markdown of the publisher (accuracy, known limits) and comes last."""
+    """Markdown; `notes` is Markdown of the publisher (what it is good for, accuracy, known limits) and comes first."""
     training, parity = manifest.training, manifest.parity
     low, high = manifest.step_range_mm
     rows = [
@@ -20,6 +20,7 @@ def model_card(manifest: Manifest, notes: str = "") -> str:
         ("Slices are given as", _slices(manifest)),
         ("Latent", f"{'x'.join(map(str, manifest.latent_shape))}, scale factor {manifest.scale_factor:.6g}"),
         ("Sampling", f"DDIM, {manifest.steps} steps, {manifest.timestep_spacing} spacing, {_noise(manifest)}"),
+        ("Surface", _surface(manifest)),
         ("Arithmetic", f"{_arithmetic(manifest)}, weights stored as {manifest.stored_weights}"),
     ]
     stages = [f"| {n} | {s.steps} | {s.seed} | {s.seconds / 3600:.2f} |" for n, s in training.stages.items()]
@@ -32,6 +33,8 @@ def model_card(manifest: Manifest, notes: str = "") -> str:
     return "\n".join(
         [
             f"# {manifest.name}\n\n{_INTENDED}\n",
+            *([f"{notes.strip()}\n"] if notes.strip() else []),
+            "## The bundle\n",
             *_table(("", ""), [f"| {k} | {v} |" for k, v in rows]),
             "\n## Training\n",
             *_table(("stage", "steps", "seed", "hours"), stages),
@@ -39,7 +42,6 @@ def model_card(manifest: Manifest, notes: str = "") -> str:
             f"\n## Parity of {parity.engine} with PyTorch {parity.torch}\n",
             *_table(("graph", "largest deviation", "codes that agree"), checks),
             surface,
-            *([f"{notes.strip()}\n"] if notes.strip() else []),
         ]
     )
 
@@ -58,6 +60,12 @@ def _noise(manifest: Manifest) -> str:
     several = manifest.sample_steps or manifest.steps
     spread = f"{several} steps for several samples, whose spread counts {manifest.spread_scale:.3g} times"
     return f"from noise times {manifest.temperature:g}; {spread}"
+
+
+def _surface(manifest: Manifest) -> str:
+    share = manifest.csdg_share
+    drawn = "what the diffusion draws"
+    return f"{1 - share:.0%} {drawn}, {share:.0%} C-SDG, smoothed by 0.7 mm" if share else drawn
 
 
 def _share(share: float | None) -> str:

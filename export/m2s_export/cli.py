@@ -19,7 +19,7 @@ _TARGETS: Final = ("current", "sm86", "sm89", "sm120")
 
 _BUNDLE: Final = {
     "source", "out", "engine", "precision", "overwrite", "store", "data", "data_licence", "licence", "notes",
-    "temperature", "steps", "spread_scale", "shift_error", "flag_limit", "surfaces",
+    "temperature", "steps", "csdg_share", "spread_scale", "shift_error", "flag_limit", "surfaces",
 }  # fmt: skip
 _TAKES: Final = {
     "--import-monai-generative": {"imported", "out", "preset", "scale_factor", "overwrite"},
@@ -68,7 +68,7 @@ _TAKES: Final = {
 @click.option(
     "--notes",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Markdown to append to the model card: accuracy, limits.",
+    help="Markdown that the model card begins with: accuracy, limits.",
 )
 @click.option(
     "--temperature",
@@ -79,6 +79,11 @@ _TAKES: Final = {
 )
 @click.option(
     "--steps", type=click.IntRange(1, 1000), default=10, show_default=True, help="DDIM steps of a single sample."
+)
+@click.option(
+    "--csdg-share",
+    type=click.FloatRange(0, 1),
+    help="Weight of the C-SDG in the surface beside what the diffusion draws.  [default: as the preset says]",
 )
 @click.option(
     "--spread-scale",
@@ -185,7 +190,7 @@ def export_run(source: Path, out: Path, given: Mapping[str, Any]) -> None:
         run.step_range_mm, half=given["store"] == "float16", float16=given["precision"] == "float16",
         surface_cases=2 if given["surfaces"] is None else given["surfaces"], temperature=given["temperature"],
         steps=given["steps"], spread_scale=given["spread_scale"], notes=notes, flag_limits=limits,
-        shift_error_mm=_deviations(given["shift_error"]),
+        shift_error_mm=_deviations(given["shift_error"]), csdg_share=given["csdg_share"],
     )  # fmt: skip
     bundle = publish_run(run, out, plan, overwrite=given["overwrite"])
     size = sum(entry.size for entry in bundle.manifest.files.values()) / 1e6

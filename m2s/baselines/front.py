@@ -1,9 +1,10 @@
 """What ours and its variants share: MCSR-Net, the coarse signed distance grid, and the last steps to the surface.
 
-An ablation exchanges one part and leaves the rest as the runtime has it, so the rest stands here once. One thing
-besides is not as in a bundle made after `m2s-train decoder`: ablations decode with the VQ-VAE (or VAE) as it was
-trained, for each would need a decoder taught to read its own latents. To be compared with them is ours without that
-stage.
+An ablation exchanges one part and leaves the rest as the runtime has it, so the rest stands here once. Two things
+besides are not as in a bundle of `compact`. Ablations decode with the VQ-VAE (or VAE) as it was trained, for each would
+need a decoder taught to read its own latents; and their distances are not averaged with the C-SDG, which would hide a
+part of what they differ in. To be compared with them is ours without `m2s-train decoder`, exported with
+`--csdg-share 0`.
 """
 
 from collections.abc import Mapping

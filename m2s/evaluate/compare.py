@@ -10,7 +10,7 @@ import numpy.typing as npt
 from m2s.evaluate.scores import COLUMNS, Row
 from m2s_runtime.grid import NOMINAL_STEP
 
-RIVALS: Final = ("mcsr", "decode-zc", "unconditioned")
+RIVALS: Final = ("mcsr", "coarse", "decode-zc", "unconditioned")
 COMPARED: Final = ("dice", "assd", "roughness_error")
 _RESAMPLES: Final = 10_000
 _EVENLY_COVERED: Final = 0.99

@@ -91,7 +91,7 @@ class CsdgStack:
             csdg = made(wall)
             seconds = time.process_time() - began
             zc = pipeline.engine.run("encode", {"csdg": csdg[None, None]})["zc"]
-            sdg = sampled(pipeline.engine, pipeline.manifest, way, zc, found.key, self.seed)
+            sdg = sampled(pipeline.engine, pipeline.manifest, way, csdg, zc, found.key, self.seed)
             facts: Row = {"subject": found.subject.heart.id, "draw": self.draw, "method": "ours", "csdg": kind}
             error = float(np.abs(csdg - exact).mean())
             yield facts | found.score(sdg) | {"csdg_error": error, "csdg_seconds": seconds}

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from m2s.baselines.method import FloatArray, Method
 from m2s.evaluate.methods import Network, Reconstruction, Reconstructor
 from m2s_runtime import ddim
+from m2s_runtime.blend import AS_DRAWN, Blend
 from m2s_runtime.csdg import coarse_sdg
 from m2s_runtime.engines import Engine
 from m2s_runtime.errors import UsageProblem
@@ -39,7 +40,7 @@ class Recorder:
     """An engine that keeps the conditions it encoded, so that nobody has to compute one again."""
 
     engine: Engine
-    _encoded: list[tuple[npt.NDArray[np.bool_], FloatArray]] = field(default_factory=list, init=False)
+    _encoded: list[tuple[FloatArray, FloatArray]] = field(default_factory=list, init=False)
 
     @property
     def name(self) -> str:
@@ -66,25 +67,25 @@ class Recorder:
         outputs = self.engine.run(graph, inputs)
         if graph == "encode":
             pairs = zip(inputs["csdg"], outputs["zc"], strict=True)
-            self._encoded += [(csdg[0] < 0, latent[None]) for csdg, latent in pairs]
+            self._encoded += [(csdg[0], latent[None]) for csdg, latent in pairs]
         return outputs
 
     def forget(self) -> None:
         """Drop the conditions: the next stack begins."""
         self._encoded.clear()
 
-    def condition(self, probability: FloatArray) -> FloatArray:
-        """The latent (1, D, X, Y, Z) of a super-resolved wall (128, 128, 64).
+    def condition(self, probability: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """C-SDG (128, 128, 64) mm and latent (1, D, X, Y, Z) of a super-resolved wall (128, 128, 64).
 
         With `refine` the runtime encodes several walls and keeps one: distances are negative exactly in their mask,
         which tells them apart.
         """
         wall = np.asarray(probability >= 0.5)
-        for mask, latent in self._encoded:
-            if np.array_equal(mask, wall):
-                return latent
+        for csdg, latent in self._encoded:
+            if np.array_equal(csdg < 0, wall):
+                return csdg, latent
         self.run("encode", {"csdg": coarse_sdg(wall, self.threads)[None, None]})
-        return self._encoded[-1][1]
+        return self._encoded[-1]
 
 
 @dataclass
@@ -137,22 +138,43 @@ class DecodeCondition:
 
     reconstructor: Reconstructor
     engine: Recorder
+    blend: Blend = AS_DRAWN
 
     def reconstruct(self, canonical: Canonical, noise_key: str) -> Decoded:
-        """Reconstruct without diffusion."""
+        """Reconstruct without diffusion, blended as with it."""
         source = self.reconstructor.reconstruct(canonical, noise_key)
-        latent = self.engine.condition(source.probability)
-        return Decoded(source, self.engine.run("decode", {"z": latent})["sdg"][0, 0])
+        csdg, latent = self.engine.condition(source.probability)
+        sdg = self.engine.run("decode", {"z": latent})["sdg"]
+        self.blend.into(sdg, csdg[None, None])
+        return Decoded(source, sdg[0, 0])
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """The C-SDG alone, smoothed as every answer is: what the latent model as a whole has to improve on."""
+
+    reconstructor: Reconstructor
+    engine: Recorder
+    clamp_mm: float
+
+    def reconstruct(self, canonical: Canonical, noise_key: str) -> Decoded:
+        """Reconstruct without the latent model."""
+        source = self.reconstructor.reconstruct(canonical, noise_key)
+        csdg, _ = self.engine.condition(source.probability)
+        sdg = csdg[None, None].copy()
+        Blend(1.0, self.clamp_mm).into(sdg, sdg)
+        return Decoded(source, sdg[0, 0])
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Where the diffusion starts and which levels it visits."""
+    """Where the diffusion starts, which levels it visits, and what becomes of its answer."""
 
     latent_shape: tuple[int, int, int, int]
     levels: tuple[int, ...]
     bars: npt.NDArray[np.float64]
     seed: int
+    blend: Blend = AS_DRAWN
 
 
 @dataclass(frozen=True)
@@ -190,7 +212,8 @@ def network_methods(names: Sequence[str], options: ModelOptions) -> dict[str, Me
         return {}
     shared, recorder, sampler = open_shared(options, whole="ours" in names)
     sources: dict[str, Reconstructor] = {
-        "decode-zc": DecodeCondition(shared, recorder),
+        "coarse": Smoothed(shared, recorder, sampler.blend.clamp_mm),
+        "decode-zc": DecodeCondition(shared, recorder, sampler.blend),
         "unconditioned": Unconditioned(shared, recorder, sampler),
     }
     return {name: Network(name, sources.get(name, shared), shared) for name in names}
@@ -233,6 +256,7 @@ def open_shared(options: ModelOptions, *, whole: bool = True) -> tuple[Rememberi
         levels,
         ddim.alpha_bars(schedule.beta_start, schedule.beta_end, schedule.train_steps),
         options.seed,
+        Blend.of(manifest),
     )
     return Remembering(pipeline, recorder), recorder, sampler
 

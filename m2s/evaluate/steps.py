@@ -18,6 +18,7 @@ from m2s.evaluate.hearts import Cohort
 from m2s.evaluate.scores import Row
 from m2s_runtime import ddim
 from m2s_runtime.apex import close_apex
+from m2s_runtime.blend import Blend
 from m2s_runtime.csdg import coarse_sdg
 from m2s_runtime.engines import Engine
 from m2s_runtime.manifest import Manifest
@@ -97,19 +98,22 @@ class SteppedStack:
         zc = engine.run("encode", {"csdg": csdg[None, None]})["zc"]
         for way in self.ways:
             began = time.process_time()
-            sdg = sampled(engine, found.pipeline.manifest, way, zc, found.key, self.seed)
+            sdg = sampled(engine, found.pipeline.manifest, way, csdg, zc, found.key, self.seed)
             seconds = time.process_time() - began
             facts: Row = {"subject": found.subject.heart.id, "draw": self.draw, "method": "ours", "way": way.name}
             yield facts | found.score(sdg) | {"sampling_seconds": seconds}
 
 
-def sampled(engine: Engine, manifest: Manifest, way: Way, zc: FloatArray, key: str, seed: int) -> FloatArray:
-    """Signed distances (128, 128, 64) mm, the apex closed as in the pipeline.
+def sampled(
+    engine: Engine, manifest: Manifest, way: Way, csdg: FloatArray, zc: FloatArray, key: str, seed: int
+) -> FloatArray:
+    """Signed distances (128, 128, 64) mm, blended and the apex closed as in the pipeline.
 
     Args:
         engine: runs `denoise` and `decode`.
         manifest: of its bundle.
         way: how to sample.
+        csdg: (128, 128, 64) mm.
         zc: condition (1, D, X, Y, Z).
         key: of the noise.
         seed: of the noise.
@@ -122,7 +126,9 @@ def sampled(engine: Engine, manifest: Manifest, way: Way, zc: FloatArray, key: s
         if way.start is not None:
             noise = np.sqrt(bars[way.start]) * zc + np.sqrt(1 - bars[way.start]) * noise
         z = ddim.sample(lambda z, t: _noise_in(engine, z, zc, t), noise.astype(np.float32), levels, bars)
-    return close_apex(engine.run("decode", {"z": z.astype(np.float32)})["sdg"][0, 0])[0]
+    sdg = engine.run("decode", {"z": z.astype(np.float32)})["sdg"]
+    Blend.of(manifest).into(sdg, csdg[None, None])
+    return close_apex(sdg[0, 0])[0]
 
 
 def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:

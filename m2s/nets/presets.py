@@ -54,13 +54,14 @@ class DenoiserSize:
 
 @dataclass(frozen=True)
 class Preset:
-    """All network sizes of one bundle."""
+    """All network sizes of one bundle; `csdg_share` is the weight that the C-SDG keeps in its surfaces."""
 
     name: str
     mcsr: McsrSize
     vqvae: VqVaeSize
     denoiser: DenoiserSize
     notes: str = field(default="", compare=False)
+    csdg_share: float = 0.0
 
 
 PRESETS: Final[dict[str, Preset]] = {
@@ -79,6 +80,7 @@ PRESETS: Final[dict[str, Preset]] = {
             VqVaeSize((4, 4, 4), (2, 2, 2), (48, 128), (1, 2), 10.0),
             DenoiserSize((48, 96, 144), 1, (False, False, True), 48, 16, "residual"),
             "ships; two CPU cores are enough",
+            csdg_share=0.5,
         ),
         Preset(
             "tiny",

@@ -6,12 +6,19 @@ import numpy as np
 import numpy.typing as npt
 
 from m2s_runtime import ddim
+from m2s_runtime.blend import AS_DRAWN, Blend
 from m2s_runtime.clock import Clock
 from m2s_runtime.engines.base import Engine, Floats, Generates
 
 
 def generate(
-    engine: Engine, csdg: Floats, noise: Floats, levels: Sequence[int], bars: npt.NDArray[np.float64], clock: Clock
+    engine: Engine,
+    csdg: Floats,
+    noise: Floats,
+    levels: Sequence[int],
+    bars: npt.NDArray[np.float64],
+    clock: Clock,
+    blend: Blend = AS_DRAWN,
 ) -> Floats:
     """Signed distances that the latent diffusion model draws for a coarse heart.
 
@@ -22,6 +29,7 @@ def generate(
         levels: from `ddim.timesteps`.
         bars: from `ddim.alpha_bars`.
         clock: told the time of each stage.
+        blend: how much of the C-SDG comes back in; an engine that `Generates` has it from the bundle.
 
     Returns:
         (N, X, Y, Z) float32 mm.
@@ -41,4 +49,6 @@ def generate(
     with clock("denoise"):
         z = ddim.sample(denoise, noise, levels, bars)
     with clock("decode"):
-        return engine.run("decode", {"z": z})["sdg"][:, 0]
+        sdg = engine.run("decode", {"z": z})["sdg"]
+        blend.into(sdg, csdg)
+        return sdg[:, 0]

@@ -172,6 +172,7 @@ class Manifest:
         sample_steps: DDIM steps of several samples, unless the user says otherwise; 0 means `steps`; optional.
         spread_scale: factor that makes the spread of samples cover what it should; optional.
         shift_error_mm: how wrong the shifts of `mc` are, for `shift_error.draw_shift_errors`; optional.
+        csdg_share: weight of the C-SDG in the surface, see `blend.Blend`; optional.
         flag_limits: limits of flags that differ from `flags.LIMITS`, by the names there; optional.
         profiles: batch sizes to build TensorRT engines for, by name; optional.
         flavours: the graphs in other precisions, `float16` only as yet; optional.
@@ -208,6 +209,7 @@ class Manifest:
     sample_steps: int = 0
     spread_scale: float = 1.0
     shift_error_mm: Deviations = NO_ERROR
+    csdg_share: float = 0.0
     flag_limits: dict[str, float] = field(default_factory=dict[str, float])
     profiles: dict[str, BatchProfile] = field(default_factory=default_profiles)
     flavours: dict[str, Flavour] = field(default_factory=dict[str, Flavour])
@@ -255,6 +257,8 @@ def faults(manifest: Manifest) -> list[str]:
         found.append(f"sample_steps is {manifest.sample_steps}, negative")
     if not 0 <= manifest.temperature <= 1:
         found.append(f"temperature is {manifest.temperature}, not between 0 and 1")
+    if not 0 <= manifest.csdg_share <= 1:
+        found.append(f"csdg_share is {manifest.csdg_share}, not between 0 and 1")
     if any(deviation < 0 for deviation in manifest.shift_error_mm):
         found.append(f"shift_error_mm is {manifest.shift_error_mm}, partly negative")
     found += _extra_faults(manifest)

@@ -5,6 +5,7 @@ import numpy as np
 from m2s_runtime import ddim
 from m2s_runtime.agreement import agreement, sections
 from m2s_runtime.apex import close_apex
+from m2s_runtime.blend import Blend
 from m2s_runtime.clock import Clock
 from m2s_runtime.csdg import coarse_sdg, to_grid
 from m2s_runtime.engines.base import Draws, Engine
@@ -35,6 +36,7 @@ class OnePass:
         )
         self._levels = ddim.timesteps(sampling.steps, manifest.timestep_spacing)
         self._temperature = sampling.temperature
+        self._blend = Blend.of(manifest)
         schedule = manifest.schedule
         self._bars = ddim.alpha_bars(schedule.beta_start, schedule.beta_end, schedule.train_steps)
 
@@ -79,7 +81,7 @@ class OnePass:
             walls = np.stack([self._super_resolved(slices, one, step_mm) for one in drawn])
         with clock("c-sdg"):
             csdg = np.stack([coarse_sdg(wall >= 0.5, self._threads, exact=self._exact) for wall in walls])
-        return walls, generate(self._engine, csdg[:, None], noise, self._levels, self._bars, clock)
+        return walls, generate(self._engine, csdg[:, None], noise, self._levels, self._bars, clock, self._blend)
 
     def _on_device(
         self, engine: Draws, slices: Floats, drawn: Floats, step_mm: float, noise: Floats, clock: Clock

@@ -13,6 +13,7 @@ from tiny_run import save_checkpoint
 from toy import TOY
 
 import m2s_export.bundle as publishing
+from m2s.nets.presets import PRESETS
 from m2s_export import cli
 from m2s_export.card import model_card
 from m2s_export.judge import Judge
@@ -254,6 +255,29 @@ def test_how_to_sample_reaches_the_manifest(training_run):
     assert (draft.temperature, draft.steps, draft.sample_steps, draft.spread_scale) == (0.0, 1, 10, 1.5)
     assert draft.flag_limits == {"few_slices": 4}
     assert "from noise times 0; 10 steps for several samples" in model_card(draft)
+
+
+@pytest.mark.parametrize(
+    ("preset", "asked", "share", "told"),
+    [
+        ("paper", None, 0.0, "| Surface | what the diffusion draws |"),
+        ("compact", None, 0.5, "| Surface | 50% what the diffusion draws, 50% C-SDG, smoothed by 0.7 mm |"),
+        ("compact", 0.0, 0.0, "| Surface | what the diffusion draws |"),
+        ("paper", 0.25, 0.25, "| Surface | 75% what the diffusion draws, 25% C-SDG, smoothed by 0.7 mm |"),
+    ],
+)
+def test_the_share_of_the_csdg_is_the_presets_unless_told(training_run, preset, asked, share, told):
+    plan = publishing.Plan("p", training_run.training(), csdg_share=asked)
+    draft = publishing.draft_manifest(plan, PRESETS[preset], training_run.nets.latent_shape, 1.0, pool=True)
+    assert draft.csdg_share == share
+    assert told in model_card(draft)
+
+
+def test_what_a_person_says_stands_first_in_the_card(training_run):
+    plan, shape = publishing.Plan("p", training_run.training()), training_run.nets.latent_shape
+    draft = publishing.draft_manifest(plan, training_run.nets.preset, shape, 1.0, pool=True)
+    headings = [line for line in model_card(draft, "## It does not pay\n\nBut why.").splitlines() if line[:2] == "##"]
+    assert headings[:2] == ["## It does not pay", "## The bundle"]
 
 
 def test_a_run_with_a_decoder_stage_decodes_with_it_and_encodes_as_before(spoilt, nets):

@@ -14,11 +14,12 @@ from m2s.evaluate.compare import bootstrap, paired, paired_table, steps_table
 from m2s.evaluate.hearts import at_step, heart_truth, thinning
 from m2s.evaluate.laws import motion_law
 from m2s.evaluate.methods import canonical_from_stack, classical_method
-from m2s.evaluate.networks import ModelOptions, Recorder, Remembering, Sampler, Unconditioned
+from m2s.evaluate.networks import DecodeCondition, ModelOptions, Recorder, Remembering, Sampler, Unconditioned
 from m2s.evaluate.scores import score
 from m2s.evaluate.simulation import score_stack
 from m2s.evaluate.work import Setup
 from m2s_runtime import ddim
+from m2s_runtime.blend import Blend
 from m2s_runtime.csdg import coarse_sdg
 from m2s_runtime.errors import UsageProblem
 from m2s_runtime.grid import GRID
@@ -161,10 +162,11 @@ def test_a_condition_is_encoded_once_and_found_again_by_its_wall():
     for grid in grids:
         recorder.run("encode", {"csdg": grid[None, None]})
     for mask, grid in zip(masks, grids, strict=True):
-        np.testing.assert_array_equal(recorder.condition(mask.astype(np.float32))[0, 0], grid)
+        for found in recorder.condition(mask.astype(np.float32)):
+            np.testing.assert_array_equal(found.squeeze(), grid)
     assert engine.ran == ["encode"] * 2
     recorder.forget()
-    np.testing.assert_array_equal(recorder.condition(masks[0].astype(np.float32))[0, 0], grids[0])
+    np.testing.assert_array_equal(recorder.condition(masks[0].astype(np.float32))[1][0, 0], grids[0])
     assert engine.ran == ["encode"] * 3
 
 
@@ -187,7 +189,7 @@ def test_all_network_methods_of_a_stack_share_one_run_of_the_real_runtime():
     from m2s_runtime.engines import open_engine
     from m2s_runtime.pipeline import Pipeline
 
-    names = ("ours", "mcsr", "decode-zc", "unconditioned")
+    names = ("ours", "mcsr", "coarse", "decode-zc", "unconditioned")
     methods = Setup(names, ModelOptions(model=str(TOY), steps=3)).methods()
     recorder = methods["ours"].shared.recorder
     recorder.engine = counting = Counting(recorder.engine)
@@ -205,3 +207,18 @@ def test_all_network_methods_of_a_stack_share_one_run_of_the_real_runtime():
     csdg = coarse_sdg(alone.probability >= 0.5)
     latent = engine.run("encode", {"csdg": csdg[None, None]})["zc"]
     np.testing.assert_array_equal(found["decode-zc"].sdg, engine.run("decode", {"z": latent})["sdg"][0, 0])
+    Blend(1.0).into(smooth := csdg[None, None].copy(), csdg)
+    np.testing.assert_array_equal(found["coarse"].sdg, smooth[0, 0])
+
+
+def test_without_diffusion_the_rest_is_as_with_it():
+    mask = np.zeros(GRID, bool)
+    mask[40:60, 40:60, 20:30] = True
+    csdg = coarse_sdg(mask)
+    shared = Remembering(Given(mask.astype(np.float32)), recorder := Recorder(Linear()))
+    heart = phantom(3)
+    stack = canonical_from_stack(simulate_stack(heart.mask, draw_rng(heart.id, 0, 0)))
+    found = DecodeCondition(shared, recorder, Blend(0.25)).reconstruct(stack, "ab").sdg
+    Blend(0.25).into(wanted := csdg[None, None].copy(), csdg[None, None])
+    np.testing.assert_array_equal(found, wanted[0, 0])
+    np.testing.assert_array_equal(DecodeCondition(shared, recorder).reconstruct(stack, "ab").sdg, csdg)

@@ -32,7 +32,7 @@ def test_every_way_ends_where_the_denoiser_says(methods):
     zc = pipeline.engine.run("encode", {"csdg": distances[None, None]})["zc"]
     wanted = close_apex(pipeline.engine.run("decode", {"z": zc})["sdg"][0, 0])[0]
     for way in (Way(0), Way(1, 0.0), Way(1), Way(3), Way(1, start=500), Way(2, start=250)):
-        found = steps.sampled(pipeline.engine, pipeline.manifest, way, zc, "0" * 64, 0)
+        found = steps.sampled(pipeline.engine, pipeline.manifest, way, distances, zc, "0" * 64, 0)
         assert np.abs(found - wanted).max() < 0.02, way.name  # one step from t = 999 divides by 0.005
 
 

@@ -45,6 +45,7 @@ def test_a_manifest_of_before_sampling_reads_as_it_was_meant(toy):
         "sample_steps",
         "spread_scale",
         "shift_error_mm",
+        "csdg_share",
         "flag_limits",
         "profiles",
         "flavours",
@@ -54,7 +55,7 @@ def test_a_manifest_of_before_sampling_reads_as_it_was_meant(toy):
         edit_manifest(toy, lambda document, name=name: document.pop(name))
     manifest = load_bundle(toy).manifest
     assert (manifest.temperature, manifest.spread_scale, manifest.flag_limits) == (1.0, 1.0, {})
-    assert manifest.sample_steps == 0
+    assert (manifest.sample_steps, manifest.csdg_share) == (0, 0.0)
     assert profile_text(manifest.profiles) == "one=1:1:1,many=2:4:16"
     assert (manifest.flavours, manifest.proven) == ({}, {})
 
@@ -167,6 +168,8 @@ def test_links_that_leave_the_folder_are_refused(toy):
         (lambda d: d["files"].pop("sr.onnx"), "sr.onnx is not listed"),
         (lambda d: d.update(temperature=1.5), "temperature"),
         (lambda d: d.update(temperature=-0.1), "temperature"),
+        (lambda d: d.update(csdg_share=1.1), "csdg_share"),
+        (lambda d: d.update(csdg_share=-0.1), "csdg_share"),
         (lambda d: d.update(spread_scale=0), "spread_scale"),
         (lambda d: d.update(sample_steps=-1), "sample_steps"),
         (lambda d: d.update(sample_steps=1001), "sample_steps"),

@@ -9,6 +9,7 @@ from runtime.stub import AFFINE, wall
 from toy import TOY
 
 from m2s_runtime import ddim, device_csdg, mesh_distance
+from m2s_runtime.blend import AS_DRAWN, Blend
 from m2s_runtime.bundle import load_bundle
 from m2s_runtime.clock import Clock
 from m2s_runtime.csdg import coarse_sdg, to_grid
@@ -91,7 +92,8 @@ def stacks(engine, count, samples):
 
 
 @needs_cc
-def test_it_is_what_the_host_finds_and_an_empty_stack_is_told_alone(toy):
+@pytest.mark.parametrize("blend", [AS_DRAWN, Blend(0.5)])
+def test_it_is_what_the_host_finds_and_an_empty_stack_is_told_alone(toy, blend):
     """Two stacks and one that the network leaves empty, each with a step of its own; one upload, one download."""
 
     def spoil(probability):
@@ -99,7 +101,7 @@ def test_it_is_what_the_host_finds_and_an_empty_stack_is_told_alone(toy):
         probability[1] = 0.1
 
     memory, steps_mm = Quick(), np.array([10.0, 8.0, 6.5])
-    resident = Resident(memory, Executor(toy, spoil), toy.specs)
+    resident = Resident(memory, Executor(toy, spoil), toy.specs, blend)
     slices, shifts, noise = stacks(toy, 3, 3)
     resident.prepare_csdg()
     found = resident.draw(slices, shifts, steps_mm, noise, LEVELS, BARS)
@@ -115,13 +117,13 @@ def test_it_is_what_the_host_finds_and_an_empty_stack_is_told_alone(toy):
         wanted = to_grid(probability[k, 0], steps_mm[k])
         np.testing.assert_allclose(found.walls[k], wanted, rtol=0, atol=1e-6)
         csdg = coarse_sdg(found.walls[k] >= 0.5)[None, None]
-        host = generate(toy, csdg, noise[k : k + 1], LEVELS, BARS, Clock())
+        host = generate(toy, csdg, noise[k : k + 1], LEVELS, BARS, Clock(), blend)
         np.testing.assert_allclose(found.sdgs[k], host[0], rtol=0, atol=2e-3)
 
 
 @needs_cc
 def test_samples_share_one_stack_and_blocks_are_padded(toy):
-    resident = Resident(Quick(), Executor(toy, rows=2), toy.specs)
+    resident = Resident(Quick(), Executor(toy, rows=2), toy.specs, Blend(0.5))
     slices, shifts, noise = stacks(toy, 1, 3)
     found = resident.draw(slices, shifts, np.array([10.0]), noise, LEVELS, BARS)
     found.check()
@@ -131,7 +133,7 @@ def test_samples_share_one_stack_and_blocks_are_padded(toy):
         [[1, 0]],
     )
     csdg = coarse_sdg(found.walls[0] >= 0.5)[None, None]
-    wanted = generate(toy, csdg, noise, LEVELS, BARS, Clock())
+    wanted = generate(toy, csdg, noise, LEVELS, BARS, Clock(), Blend(0.5))
     np.testing.assert_allclose(found.sdgs, wanted, rtol=0, atol=2e-3)
 
 

@@ -1,11 +1,14 @@
 """The sampling loop on a device, here one that is made of host memory, against the loop of `ddim` on the host."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from runtime.device import HostMemory
 from toy import TOY
 
 from m2s_runtime import ddim
+from m2s_runtime.blend import Blend
 from m2s_runtime.bundle import load_bundle
 from m2s_runtime.clock import Clock
 from m2s_runtime.engines import open_engine
@@ -51,6 +54,15 @@ def test_the_loop_on_the_device_is_the_loop_on_the_host(bundle, conditions, samp
     np.testing.assert_array_equal(noise, inputs(host, conditions, samples)[1])
 
 
+def test_engines_on_a_device_have_the_blend_of_their_bundle(toy):
+    assert BoundOnnxEngine(toy, HostMemory()).resident._blend == Blend(0.0, 10.0)
+    blended = replace(load_bundle(TOY), manifest=replace(load_bundle(TOY).manifest, csdg_share=0.25))
+    host = open_engine(blended, "onnx", "cpu", 1)
+    csdg, noise = inputs(host, 1, 1)
+    found = BoundOnnxEngine(host, HostMemory()).generate(csdg, noise, LEVELS, BARS)[:, 0]
+    np.testing.assert_allclose(found, generate(host, csdg, noise, LEVELS, BARS, Clock(), Blend(0.25)), atol=2e-4)
+
+
 def test_single_graphs_run_as_before(toy):
     bound = BoundOnnxEngine(toy, HostMemory())
     assert (bound.name, bound.device, bound.threads) == ("onnx", "cpu", 1)
@@ -83,6 +95,17 @@ def test_batches_are_cut_and_padded(toy, conditions, samples):
     wanted = generate(toy, csdg, noise, LEVELS, BARS, Clock())
     np.testing.assert_allclose(found[:, 0], wanted, atol=2e-4)
     assert executor.sizes == [("encode", 2), ("denoise", 2), ("decode", 2)]
+
+
+@pytest.mark.parametrize(("conditions", "samples"), [(1, 1), (1, 5), (3, 3)])
+def test_the_blend_on_the_device_is_the_blend_on_the_host(toy, conditions, samples):
+    memory, blend = HostMemory(), Blend(0.5)
+    resident = Resident(memory, Padded(toy), toy.specs, blend)
+    csdg, noise = inputs(toy, conditions, samples)
+    wanted = generate(toy, csdg, noise, LEVELS, BARS, Clock(), blend)
+    for _ in range(2):  # what is recorded is used again
+        np.testing.assert_allclose(resident.generate(csdg, noise, LEVELS, BARS)[:, 0], wanted, atol=2e-4)
+    assert np.abs(wanted - generate(toy, csdg, noise, LEVELS, BARS, Clock())).max() > 1
 
 
 def test_one_upload_and_one_download_a_batch_and_one_recording_for_all(toy):

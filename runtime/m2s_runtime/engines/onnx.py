@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, Protocol, cast
 
 from numpy.typing import NDArray
 
+from m2s_runtime.blend import Blend
 from m2s_runtime.bundle import Bundle
 from m2s_runtime.engines.base import Arrays, finite_outputs, first_line, fitted_inputs, graph_bytes
 from m2s_runtime.engines.cuda import Cuda, cuda_index
@@ -56,6 +57,7 @@ class OnnxEngine:
         self.name: Final = "onnx"
         self.threads: Final = threads or usable_cores()
         self.specs: Final = bundle.manifest.graphs
+        self.blend: Final = Blend.of(bundle.manifest)
         self._precision = precision
         provider, index = self._choose(device)
         self._reason = "no such GPU, or CUDA libraries that do not fit"

@@ -26,7 +26,7 @@ class BoundOnnxEngine:
         self.name, self.device, self.threads = engine.name, engine.device, engine.threads
         self.description = engine.description
         executor = OnnxExecutor(engine.sessions, engine.specs, engine.device)
-        self.resident: Final = Resident(memory, executor, engine.specs)
+        self.resident: Final = Resident(memory, executor, engine.specs, engine.blend)
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """See `m2s_runtime.engines.base.Engine.run`."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2s_runtime import ddim, grid
+from m2s_runtime.blend import AS_DRAWN, Blend
 from m2s_runtime.device_csdg import Device, DeviceCsdg, agrees, plane_pairs
 from m2s_runtime.engines.base import Arrays, Drawn, Floats, finite_outputs, fitted_inputs
 from m2s_runtime.errors import EngineError
@@ -86,8 +87,11 @@ class Executor(Protocol):
 class Resident:
     """Runs graphs on a device, with the buffers of the last few batch sizes kept."""
 
-    def __init__(self, memory: Memory, executor: Executor, specs: Mapping[str, GraphSpec]) -> None:
-        """Allocate nothing yet."""
+    def __init__(
+        self, memory: Memory, executor: Executor, specs: Mapping[str, GraphSpec], blend: Blend = AS_DRAWN
+    ) -> None:
+        """Allocate nothing yet; `blend` is that of the bundle."""
+        self._blend = blend
         self._memory, self._executor, self._specs = memory, executor, specs
         self._plans: dict[object, _Plan] = {}
         self._csdg: DeviceCsdg | None = None
@@ -215,6 +219,9 @@ class Resident:
         condition = self._staged(encode.outputs[0], sizes.conditions)
         z, zc, t, eps = (self._staged(t, sizes.samples) for t in (*denoise.inputs, *denoise.outputs))
         sdg = self._staged(decode.outputs[0], sizes.samples)
+        # Neither kernels nor work that is being recorded may allocate.
+        scratch = sdg.array.copy() if self._blend.share else None
+        given = csdg.array[:1] if sizes.shared else csdg.array
         bind = self._executor.bind
         run_encode = bind("encode", {"csdg": csdg.array, "zc": condition.array})
         run_denoise = bind("denoise", {"z": z.array, "zc": zc.array, "t": t.array, "eps": eps.array})
@@ -231,6 +238,7 @@ class Resident:
                 noise *= np.float32(b)
                 latent += noise
             run_decode()
+            self._blend.into(sdg.array, given, scratch)
 
         return z, sdg, work
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from m2s_runtime.blend import Blend
 from m2s_runtime.bundle import Bundle
 from m2s_runtime.engines.base import Arrays, Floats
 from m2s_runtime.engines.cache import EngineCache, EngineKey
@@ -63,7 +64,7 @@ class TrtEngine:
         profiles = tuple(bundle.manifest.profiles.values())
         with cuda.scope():
             executor = TrtExecutor(module, built, bundle.manifest.graphs, profiles, cuda)
-        self.resident: Final = Resident(cuda, executor, bundle.manifest.graphs)
+        self.resident: Final = Resident(cuda, executor, bundle.manifest.graphs, Blend.of(bundle.manifest))
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """See `m2s_runtime.engines.base.Engine.run`."""
