@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from runtime.truth import distances, slices
 
-from m2s_runtime.flags import LIMITS, measures, open_share, raised, step_flags, unknown
+from m2s_runtime.flags import LIMITS, length_to_width, measures, open_share, raised, step_flags, unknown
 from m2s_runtime.placement import Canonical, Placement
 from m2s_runtime.slices import pool_features
 from m2s_runtime.surface import Mesh, extract_surface
@@ -83,9 +83,30 @@ def scaled(masks: np.ndarray, factor: float) -> np.ndarray:
 
 
 def test_giant_and_tiny_hearts(masks, sdg) -> None:
-    assert found(canonical(scaled(masks, 1.58)), sdg) == ("large_wall",)
-    assert found(canonical(scaled(masks, 0.45)), sdg) == ("small_wall",)
+    assert found(canonical(scaled(masks, 1.58), step=13.0), sdg) == ("large_wall",)
+    assert found(canonical(scaled(masks, 0.45), step=5.0), sdg) == ("small_wall",)
     assert found(canonical(masks, step=60.0), sdg) == ("large_wall",)
+
+
+def test_a_stack_that_is_cut_short_or_lies_about_its_step_is_short(masks, sdg) -> None:
+    held = np.flatnonzero(masks.any((0, 1)))
+    for lost in (held[:3], held[-3:]):
+        short = masks.copy()
+        short[:, :, lost] = False
+        assert found(canonical(short), sdg) == ("short_wall",)
+    assert found(canonical(masks, step=6.0), sdg) == ("short_wall",)
+
+
+def test_length_to_width_of_a_cylinder_torn_or_whole() -> None:
+    x, y = np.indices((128, 128)) - 63.5
+    ring = (np.hypot(x, y) < 30) & (np.hypot(x, y) > 20)
+    stack = np.zeros((128, 128, 12), bool)
+    stack[:, :, 2:10] = ring[:, :, None]
+    assert length_to_width(stack, 9.0) == pytest.approx(8 * 9 / 60)
+    stack[64:, 60:68, :] = False  # a tear narrower than the wall is thick
+    assert length_to_width(stack, 9.0) == pytest.approx(8 * 9 / 60, rel=0.02)
+    stack[:, :, 5] = False  # what is missing in between is spanned all the same
+    assert length_to_width(stack, 9.0) == pytest.approx(8 * 9 / 60, rel=0.02)
 
 
 def test_disagreement_in_the_mean_or_of_one_slice(masks, sdg) -> None:
