@@ -1,7 +1,7 @@
 """A pipeline as one would write it from the paper: nibabel, eager PyTorch on all cores, Open3D distances, scikit-image.
 
-It does less than the runtime (no checks of the file, no tunnels, apex, agreement, flags, measurements or records), and
-what it shares with it (canonical grid, pool features, centring, sampling loop) is taken from there.
+It does less than the runtime (no checks of the file, no blend, tunnels, apex, agreement, flags, measurements or
+records), and what it shares with it (canonical grid, pool features, centring, sampling loop) is taken from there.
 """
 
 import functools

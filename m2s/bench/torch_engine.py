@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from m2s.bench.weights import Nets
 from m2s.bench.work import random_inputs
 from m2s_runtime import ddim
+from m2s_runtime.blend import Blend
 from m2s_runtime.bundle import Bundle
 from m2s_runtime.engines.base import Arrays, Floats, finite_outputs, first_line, fitted_inputs
 from m2s_runtime.engines.cuda import cuda_index
@@ -50,6 +51,7 @@ class TorchEngine:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.benchmark = True  # shapes are fixed
         self._specs = bundle.manifest.graphs
+        self._blend = Blend.of(bundle.manifest)
         self._modules: dict[str, Any] = {g: m.to(self.device) for g, m in nets.modules().items()}
         if mode == "compile":
             self._compile()
@@ -86,7 +88,7 @@ class TorchLoopEngine(TorchEngine):
             for level, (a, b) in zip(levels, ddim.coefficients(levels, bars), strict=True):
                 z = a * z + b * denoise(z=z, zc=zc, t=torch.full((len(z),), level, device=self.device))
             sdg = decode(z=z).cpu().numpy()
-        return finite_outputs("decode", {"sdg": sdg})["sdg"]
+        return self._blend.mixed(finite_outputs("decode", {"sdg": sdg})["sdg"], csdg)
 
 
 @contextlib.contextmanager

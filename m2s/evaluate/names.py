@@ -5,8 +5,8 @@ from typing import Final
 from m2s.baselines.registry import BASELINES
 
 NETWORK_METHODS: Final = ("ours", "mcsr", "coarse", "decode-zc", "unconditioned")
-"""`ours` is the whole method, `mcsr` its super-resolved mask alone, `coarse` the C-SDG of that mask smoothed as every
-answer is, `decode-zc` the decoded condition without diffusion, `unconditioned` the diffusion without its condition."""
+"""`ours` is the whole method, `mcsr` its super-resolved mask alone, `coarse` the C-SDG of that mask smoothed as a
+blend is, `decode-zc` the decoded condition without diffusion, `unconditioned` the diffusion without its condition."""
 
 CLASSICAL_METHODS: Final = ("nni", "shape-based", "shape-based-line", "shape-based-uncorrected")
 """`shape-based` puts centroids on one point, `-line` on a straight line, `-uncorrected` leaves the slices alone."""

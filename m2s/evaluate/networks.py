@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from m2s.baselines.method import FloatArray, Method
+from m2s.baselines.method import GRID_TO_MM, FloatArray, Method
 from m2s.evaluate.methods import Network, Reconstruction, Reconstructor
 from m2s_runtime import ddim
+from m2s_runtime.apex import close_apex
 from m2s_runtime.blend import AS_DRAWN, Blend
 from m2s_runtime.csdg import coarse_sdg
 from m2s_runtime.engines import Engine
 from m2s_runtime.errors import UsageProblem
+from m2s_runtime.handles import surface_without_handles
 from m2s_runtime.placement import Canonical
 from m2s_runtime.sampling import start_noise
 
@@ -132,6 +134,11 @@ class Decoded:
         return self.source.shifts
 
 
+def finished(sdg: FloatArray) -> FloatArray:
+    """(1, 1, 128, 128, 64) mm to (128, 128, 64), apex closed and tunnels filled as the pipeline does it."""
+    return surface_without_handles(close_apex(sdg[0, 0])[0], GRID_TO_MM).sdg
+
+
 @dataclass(frozen=True)
 class DecodeCondition:
     """Decodes the condition at once: what the diffusion has to improve on."""
@@ -141,17 +148,16 @@ class DecodeCondition:
     blend: Blend = AS_DRAWN
 
     def reconstruct(self, canonical: Canonical, noise_key: str) -> Decoded:
-        """Reconstruct without diffusion, blended as with it."""
+        """Reconstruct without diffusion, the rest as with it."""
         source = self.reconstructor.reconstruct(canonical, noise_key)
         csdg, latent = self.engine.condition(source.probability)
         sdg = self.engine.run("decode", {"z": latent})["sdg"]
-        self.blend.into(sdg, csdg[None, None])
-        return Decoded(source, sdg[0, 0])
+        return Decoded(source, finished(self.blend.mixed(sdg, csdg[None, None])))
 
 
 @dataclass(frozen=True)
 class Smoothed:
-    """The C-SDG alone, smoothed as every answer is: what the latent model as a whole has to improve on."""
+    """The C-SDG alone, smoothed as a blend is: what the latent model as a whole has to improve on."""
 
     reconstructor: Reconstructor
     engine: Recorder
@@ -161,14 +167,13 @@ class Smoothed:
         """Reconstruct without the latent model."""
         source = self.reconstructor.reconstruct(canonical, noise_key)
         csdg, _ = self.engine.condition(source.probability)
-        sdg = csdg[None, None].copy()
-        Blend(1.0, self.clamp_mm).into(sdg, sdg)
-        return Decoded(source, sdg[0, 0])
+        csdg = csdg[None, None]
+        return Decoded(source, finished(Blend(1.0, self.clamp_mm).mixed(csdg, csdg)))
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Where the diffusion starts, which levels it visits, and what becomes of its answer."""
+    """Where the diffusion starts and which levels it visits; and the blend that the bundle makes of its answers."""
 
     latent_shape: tuple[int, int, int, int]
     levels: tuple[int, ...]
@@ -179,7 +184,7 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Unconditioned:
-    """The same noise, denoiser and decoder, told nothing about the stack: the condition is all zeros."""
+    """The same noise, denoiser and decoder, told nothing about the stack: a condition of zeros, no C-SDG blended in."""
 
     reconstructor: Reconstructor
     engine: Engine

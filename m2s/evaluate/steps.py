@@ -127,8 +127,7 @@ def sampled(
             noise = np.sqrt(bars[way.start]) * zc + np.sqrt(1 - bars[way.start]) * noise
         z = ddim.sample(lambda z, t: _noise_in(engine, z, zc, t), noise.astype(np.float32), levels, bars)
     sdg = engine.run("decode", {"z": z.astype(np.float32)})["sdg"]
-    Blend.of(manifest).into(sdg, csdg[None, None])
-    return close_apex(sdg[0, 0])[0]
+    return close_apex(Blend.of(manifest).mixed(sdg, csdg[None, None])[0, 0])[0]
 
 
 def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:

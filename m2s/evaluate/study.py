@@ -18,7 +18,7 @@ from m2s.evaluate.settings import TUNED, Tuned
 from m2s.evaluate.tables import CHAMFER, LEGEND, TESTS, Block, Line, budget_notes
 from m2s.evaluate.trained import torch_device, trained
 from m2s.evaluate.work import EVERY_METHOD, Item, Setup
-from m2s_runtime.manifest import NotedStage, Stage
+from m2s_runtime.manifest import Manifest, NotedStage, Stage
 
 Extent = Literal["every", "few"]
 
@@ -155,7 +155,8 @@ def notes_of(blocks: Sequence[Block], setup: Setup) -> list[str]:
     legend = [text for size, text in LEGEND.items() if size in sizes]
     ours = [name for name in ("ours", *dict(setup.also)) if name in setup.names]
     told = [note for block in blocks for note in budget_notes(block.lines, ours)]
-    return [CHAMFER, TESTS, *legend, *dict.fromkeys(told), *(note for name in ours for note in _before(name, setup))]
+    before = [note for name in ours for note in (*_before(name, setup), *_blended(name, setup))]
+    return [CHAMFER, TESTS, *legend, *dict.fromkeys(told), *before]
 
 
 def _before(name: str, setup: Setup) -> list[str]:
@@ -164,10 +165,21 @@ def _before(name: str, setup: Setup) -> list[str]:
     return [f"Training of {title_of(name)}, stage {stage}: {note}." for stage, note in noted.items()]
 
 
+def _blended(name: str, setup: Setup) -> list[str]:
+    """What a bundle has and no competing method or ablation does."""
+    share = _manifest_of(name, setup).csdg_share
+    told = f"Surfaces of {title_of(name)} are the smoothed mean of drawn distances and C-SDG ({share:.0%}); "
+    return [told + "those of the ablations are as drawn (m2s-export --csdg-share 0)."] if share else []
+
+
 def _stages_of(name: str, setup: Setup) -> Mapping[str, Stage]:
+    return _manifest_of(name, setup).training.stages
+
+
+def _manifest_of(name: str, setup: Setup) -> Manifest:
     from m2s_runtime.bundle import load_bundle
 
-    return load_bundle(dict(setup.also).get(name, setup.options.model)).manifest.training.stages
+    return load_bundle(dict(setup.also).get(name, setup.options.model)).manifest
 
 
 def _tunable(name: str, setup: Setup) -> bool:

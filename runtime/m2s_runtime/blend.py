@@ -7,8 +7,13 @@ those of training, and the C-SDG has the steps of voxels. The paper takes the dr
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from m2s_runtime.manifest import Manifest
+
+Floats = NDArray[np.float32]
 
 NEIGHBOUR: Final = (0.25, 0.25, 0.0625)
 """Weight of either neighbour along x, y and z: a spread of 0.71 mm, on voxels of 1 x 1 x 2 mm."""
@@ -31,8 +36,16 @@ class Blend:
         """What a bundle says."""
         return cls(manifest.csdg_share, manifest.sdg_clamp_mm)
 
-    def into(self, sdg: Any, csdg: Any, scratch: Any = None) -> None:  # noqa: ANN401 - of NumPy or CuPy
-        """Blend in place; given its scratch it allocates nothing, so that a GPU can record it.
+    def mixed(self, sdg: Floats, csdg: Floats) -> Floats:
+        """The same as `into`, in an array of its own; with a share of 0 it is `sdg` itself."""
+        if not self.share:
+            return sdg
+        mixed = sdg.copy()
+        self.into(mixed, csdg, np.empty_like(sdg))
+        return mixed
+
+    def into(self, sdg: Any, csdg: Any, scratch: Any) -> None:  # noqa: ANN401 - of NumPy or CuPy
+        """Blend in place; nothing is allocated, so that a GPU can record it.
 
         Args:
             sdg: (N, 1, X, Y, Z) float32 mm, what was drawn; overwritten.
@@ -41,7 +54,6 @@ class Blend:
         """
         if not self.share:
             return
-        scratch = sdg.copy() if scratch is None else scratch
         scratch[...] = csdg
         scratch.clip(-self.clamp_mm, self.clamp_mm, out=scratch)
         scratch *= self.share

@@ -49,6 +49,4 @@ def generate(
     with clock("denoise"):
         z = ddim.sample(denoise, noise, levels, bars)
     with clock("decode"):
-        sdg = engine.run("decode", {"z": z})["sdg"]
-        blend.into(sdg, csdg)
-        return sdg[:, 0]
+        return blend.mixed(engine.run("decode", {"z": z})["sdg"], csdg)[:, 0]

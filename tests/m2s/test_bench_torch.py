@@ -1,5 +1,8 @@
 """Weights told from the graphs are those of the graphs; the paper-like reference makes the same heart."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import trimesh
@@ -20,6 +23,7 @@ from m2s.bench.torch_engine import TorchEngine, TorchLoopEngine, verify  # noqa:
 from m2s.bench.weights import nets_of_bundle, nets_of_run  # noqa: E402
 from m2s.bench.work import random_inputs  # noqa: E402
 from m2s_runtime import ddim  # noqa: E402
+from m2s_runtime.blend import Blend  # noqa: E402
 from m2s_runtime.bundle import load_bundle  # noqa: E402
 from m2s_runtime.clock import Clock  # noqa: E402
 from m2s_runtime.csdg import coarse_sdg  # noqa: E402
@@ -28,6 +32,7 @@ from m2s_runtime.engines.onnx import OnnxEngine  # noqa: E402
 from m2s_runtime.errors import EngineError, UsageProblem  # noqa: E402
 from m2s_runtime.generate import generate  # noqa: E402
 from m2s_runtime.grid import GRID  # noqa: E402
+from m2s_runtime.strict_json import dumps  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +114,14 @@ def test_no_open3d(bundle, monkeypatch, tmp_path):
 
 
 def test_reference_makes_the_same_heart(bundle, monkeypatch, tmp_path):
-    """With our distances in place of Open3D's and the bundle's steps, the surface is that of the runtime."""
+    """With our distances in place of Open3D's, the bundle's steps and no blend, the surface is that of the runtime."""
     monkeypatch.setattr(reference, "load_open3d", lambda: None)
     monkeypatch.setattr(reference, "open3d_sdg", lambda _open3d, mask, _threads: coarse_sdg(mask))
     write_phantoms(tmp_path / "in", 1)
     sources = tuple(find_hearts([str(tmp_path / "in")], tmp_path / "none", None).sources)
-    setup = Setup(None, "binary", 1, 10, None, None, sources)
+    shutil.copytree(bundle.path, tmp_path / "drawn")
+    (tmp_path / "drawn" / "manifest.json").write_text(dumps(replace(bundle.manifest, csdg_share=0.0)))
+    setup = Setup(str(tmp_path / "drawn"), "binary", 1, 10, None, None, sources)
     surfaces = []
     for spec in (LineSpec("onnx", "onnx"), LineSpec("reference:10", "reference", "float32", "cpu", 10)):
         out = tmp_path / spec.kind
@@ -144,7 +151,8 @@ def test_a_loop_on_the_device_is_the_loop_of_the_host(bundle, nets):
     csdg = random_inputs(bundle.manifest.graphs["encode"], 1)["csdg"]
     noise = random_inputs(bundle.manifest.graphs["denoise"], 2)["z"]
     levels, bars = ddim.timesteps(3), ddim.alpha_bars()
-    wanted = generate(TorchEngine(nets, bundle, "eager", "cpu", 1), csdg, noise, levels, bars, Clock())
+    host = TorchEngine(nets, bundle, "eager", "cpu", 1)
+    wanted = generate(host, csdg, noise, levels, bars, Clock(), Blend.of(bundle.manifest))
     np.testing.assert_allclose(engine.generate(csdg, noise, levels, bars)[:, 0], wanted, rtol=0, atol=1e-4)
 
 

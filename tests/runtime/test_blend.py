@@ -38,36 +38,52 @@ def wanted(sdg: Floats, csdg: Floats, share: float) -> NDArray[np.float64]:
 def test_it_is_the_smoothed_mean(share: float, samples: int, conditions: int) -> None:
     sdg, csdg = fields(samples, conditions)
     given, oracle = csdg.copy(), wanted(sdg, csdg, share)
-    Blend(share).into(sdg, csdg)
-    assert sdg.dtype == np.float32
-    np.testing.assert_allclose(sdg, oracle, atol=1e-5)
+    found = Blend(share).mixed(sdg, csdg)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, oracle, atol=1e-5)
     np.testing.assert_array_equal(csdg, given)
 
 
-def test_with_scratch_it_allocates_nothing_and_answers_the_same() -> None:
-    class Strict(np.ndarray):
-        def copy(self, *_args: object, **_kwargs: object) -> "Strict":
-            raise AssertionError("a recorded GPU may not allocate")
+class Recorded(np.ndarray):
+    """An array as a GPU has it while it records: nothing may be allocated."""
 
+    def __array_ufunc__(self, ufunc, method, *inputs, out=(), **kwargs):
+        assert out, f"{ufunc.__name__} makes an array"
+        plain = [a.view(np.ndarray) if isinstance(a, Recorded) else a for a in (*inputs, *out)]
+        getattr(ufunc, method)(*plain[: len(inputs)], out=tuple(plain[len(inputs) :]), **kwargs)
+        return out[0]
+
+    def copy(self, *_args: object, **_kwargs: object) -> "Recorded":
+        raise AssertionError("a copy is an array more")
+
+
+def test_in_place_nothing_is_allocated() -> None:
     sdg, csdg = fields(2, 1)
-    other = sdg.copy()
-    Blend(0.5).into(other, csdg)
-    Blend(0.5).into(strict := sdg.view(Strict), csdg.view(Strict), np.full_like(sdg, np.nan).view(Strict))
-    np.testing.assert_array_equal(np.asarray(strict), other)
+    other = Blend(0.5).mixed(sdg, csdg)
+    Blend(0.5).into(sdg.view(Recorded), csdg.view(Recorded), np.full_like(sdg, np.nan).view(Recorded))
+    np.testing.assert_array_equal(sdg, other)
+
+
+def test_what_was_drawn_is_left_alone() -> None:
+    sdg, csdg = fields(1, 1)
+    before = sdg.copy()
+    assert not np.shares_memory(Blend(0.5).mixed(sdg, csdg), sdg)
+    np.testing.assert_array_equal(sdg, before)
 
 
 def test_the_papers_way_leaves_every_bit_alone() -> None:
     sdg, csdg = fields(1, 1)
     before = sdg.tobytes()
-    AS_DRAWN.into(sdg, np.full_like(csdg, np.nan))
+    nothing = np.full_like(csdg, np.nan)
+    assert AS_DRAWN.mixed(sdg, nothing) is sdg
+    AS_DRAWN.into(sdg, nothing, nothing)
     assert sdg.tobytes() == before
 
 
 def test_planes_stay_planes() -> None:
     x, y, z = np.meshgrid(*map(np.arange, SHAPE[1:]), indexing="ij")
     plane = (0.3 * x - 0.2 * y + 0.5 * z - 2).astype(np.float32)[None, None]
-    found = plane.copy()
-    Blend(0.5).into(found, plane)
+    found = Blend(0.5).mixed(plane, plane)
     np.testing.assert_allclose(found[..., 1:-1, 1:-1, 1:-1], plane[..., 1:-1, 1:-1, 1:-1], atol=1e-6)
 
 

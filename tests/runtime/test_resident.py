@@ -45,7 +45,7 @@ def test_the_loop_on_the_device_is_the_loop_on_the_host(bundle, conditions, samp
     assert isinstance(bound, Generates)
     assert not isinstance(host, Generates)
     csdg, noise = inputs(host, conditions, samples)
-    wanted = generate(host, csdg, noise, LEVELS, BARS, Clock())
+    wanted = generate(host, csdg, noise, LEVELS, BARS, Clock(), host.blend)
     clock = Clock()
     found = generate(bound, csdg, noise, LEVELS, BARS, clock)
     assert found.shape == (samples, 128, 128, 64)
