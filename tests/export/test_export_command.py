@@ -273,6 +273,19 @@ def test_the_share_of_the_csdg_is_the_presets_unless_told(training_run, preset, 
     assert told in model_card(draft)
 
 
+def test_the_share_on_the_command_line_reaches_the_plan(monkeypatch, run_folder, tmp_path):
+    plans = []
+
+    def publish(_run, _out, plan, **_options):
+        plans.append(plan)
+        raise UsageProblem("that is all")
+
+    monkeypatch.setattr(publishing, "publish_run", publish)
+    for given in ([], ["--csdg-share", "0.3"], ["--csdg-share", "0"]):
+        CliRunner().invoke(cli.export, [str(run_folder), "--out", str(tmp_path / "b"), *given])
+    assert [plan.csdg_share for plan in plans] == [None, 0.3, 0.0]
+
+
 def test_what_a_person_says_stands_first_in_the_card(training_run):
     plan, shape = publishing.Plan("p", training_run.training()), training_run.nets.latent_shape
     draft = publishing.draft_manifest(plan, training_run.nets.preset, shape, 1.0, pool=True)

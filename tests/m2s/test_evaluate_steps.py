@@ -1,5 +1,7 @@
 """The tables over steps and over C-SDGs, with a denoiser that knows the answer whatever the way: the condition."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -15,6 +17,7 @@ from m2s.evaluate.scores import markdown
 from m2s.evaluate.steps import Way
 from m2s_runtime import ddim
 from m2s_runtime.apex import close_apex
+from m2s_runtime.blend import Blend
 from m2s_runtime.grid import GRID, SPACING
 
 pytest.importorskip("onnxruntime")
@@ -34,6 +37,10 @@ def test_every_way_ends_where_the_denoiser_says(methods):
     for way in (Way(0), Way(1, 0.0), Way(1), Way(3), Way(1, start=500), Way(2, start=250)):
         found = steps.sampled(pipeline.engine, pipeline.manifest, way, distances, zc, "0" * 64, 0)
         assert np.abs(found - wanted).max() < 0.02, way.name  # one step from t = 999 divides by 0.005
+    given = replace(pipeline.manifest, csdg_share=1.0)
+    found = steps.sampled(pipeline.engine, given, Way(1), distances, zc, "0" * 64, 0)
+    smooth = Blend(1.0, given.sdg_clamp_mm).mixed(distances[None, None], distances[None, None])
+    np.testing.assert_array_equal(found, close_apex(smooth[0, 0])[0])
 
 
 def test_a_late_start_skips_the_noisiest_levels(methods):

@@ -9,6 +9,7 @@ from runtime.device import FakeTensorRT, FakeTensorRTX, HostMemory
 from toy import TOY, copy_toy, edit_manifest
 
 from m2s_runtime import ddim
+from m2s_runtime.blend import Blend
 from m2s_runtime.bundle import load_bundle
 from m2s_runtime.clock import Clock
 from m2s_runtime.engines import cuda, open_engine, trt
@@ -72,6 +73,11 @@ def test_the_loop_is_the_hosts(card, host, samples):
     np.testing.assert_allclose(found, generate(host, csdg, noise, levels, bars, Clock()), atol=2e-4)
     used = {context.engine.graph: context.profile for context in card.contexts[:3]}
     assert used == {"encode": ONE, "denoise": ONE if samples == 1 else MANY, "decode": ONE if samples == 1 else MANY}
+
+
+def test_its_blend_is_that_of_the_bundle(card, tmp_path):
+    edit_manifest(toy := copy_toy(tmp_path), lambda document: document.update(csdg_share=0.25, sdg_clamp_mm=4.0))
+    assert open_engine(load_bundle(toy), "trt").resident._blend == Blend(0.25, 4.0)
 
 
 @pytest.mark.parametrize("rows", [1, 17])
