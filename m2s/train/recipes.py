@@ -56,7 +56,7 @@ _RECIPES: Final[dict[str, dict[Task, Recipe]]] = {
         "fine-tuning": Recipe(steps=0, batch=1, rate=1e-5, validate_every=500),
     },
     "compact": {
-        "motion": Recipe(steps=20_000, batch=512, rate=1e-3, schedule="cosine", average=0.998, validate_every=500),
+        "motion": Recipe(steps=100_000, batch=512, rate=1e-3, schedule="cosine", average=0.998, validate_every=500),
         "mcsr": Recipe(steps=20_000, batch=4, rate=6e-4, schedule="cosine", average=0.995, validate_every=250),
         "vqvae": Recipe(steps=20_000, batch=2, rate=1e-3, schedule="cosine", average=0.99, validate_every=250),
         "diffusion": Recipe(steps=40_000, batch=16, rate=4e-4, schedule="cosine", average=0.998, validate_every=500),

@@ -27,6 +27,9 @@ class Sampling:
 EXACT: Final = Sampling(DEFAULT_STEPS, 1.0)
 """As in the paper."""
 
+POOLED_MM: Final = 6.0
+"""Standard deviation of the Gaussian that the samples' variance is averaged with."""
+
 
 def chosen_sampling(manifest: Manifest, steps: int | None, quality: str | None, samples: int) -> Sampling:
     """What the bundle makes of the options of the same names.
@@ -77,11 +80,21 @@ def vertex_spread(vertices: npt.NDArray[np.float64], affine: Affine, sdgs: Float
     """
     inverse = np.linalg.inv(affine)
     where = (vertices @ inverse[:3, :3].T + inverse[:3, 3]).T
-    deviation = np.std([_at(sdg, where) for sdg in sdgs], axis=0, ddof=1)
     mean = mean_sdg(sdgs)
+    # A variance of few samples is itself a draw; what lies near varies alike.
+    widths = [POOLED_MM / s for s in SPACING]
+    variance = np.asarray(ndimage.gaussian_filter(_variance(sdgs, mean), widths, mode="nearest"), np.float32)
     slopes = [_at(np.gradient(mean, SPACING[axis], axis=axis), where) for axis in range(3)]
     steepness = np.sqrt(np.sum(np.square(slopes), axis=0)).clip(0.5, 2.0)
-    return (scale * deviation / steepness).astype(np.float32)
+    return (scale * np.sqrt(_at(variance, where)) / steepness).astype(np.float32)
+
+
+def _variance(sdgs: Floats, mean: Floats) -> Floats:
+    """(N, X, Y, Z) to (X, Y, Z), N - 1 in the denominator, one sample at a time."""
+    total = np.zeros_like(mean)
+    for sdg in sdgs:
+        total += np.square(sdg - mean)
+    return total / np.float32(len(sdgs) - 1)
 
 
 def wall_volumes(sdgs: Floats) -> tuple[float, ...]:

@@ -1,0 +1,59 @@
+"""The pictures of the model card: what they draw of a heart whose cuts are known."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from m2s.evaluate.methods import canonical_of, spacing_of
+from m2s_runtime.grid import GRID, PADDING, PLANES
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "known_failures.py"
+CENTRE = 63.5
+IN_PLANE = np.linalg.norm(np.moveaxis(np.indices(GRID[:2]), 0, -1) - CENTRE, axis=-1)
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("known_failures", SCRIPT)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["known_failures"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tube() -> np.ndarray:
+    """(128, 128, 64) distances of a wall from 20 to 30 mm round the axis, ten slices long."""
+    along = abs(np.arange(GRID[2]) - GRID[2] / 2 + 0.5) - 24.5
+    return np.maximum(abs(IN_PLANE - 25) - 5, 0)[:, :, None] + np.maximum(along, -0.5)[None, None].astype(np.float32)
+
+
+def failure(script: ModuleType, tube: np.ndarray, **changes: object) -> object:
+    mask = tube[:, :, PADDING : PADDING + PLANES] < 0
+    stack = canonical_of(mask[:, :, 2::5], spacing_of(8.0))
+    return script.Failure(**{"title": "tube", "stack": stack, "level": tube, "flags": (), "truth": mask} | changes)
+
+
+def test_the_caption_is_measured(script: ModuleType, tube: np.ndarray):
+    assert failure(script, tube).caption == "Dice 100.0 %, no flag"
+    half = tube[:, :, PADDING : PADDING + PLANES] < 0
+    half[64:] = False
+    assert failure(script, tube, truth=half).caption == "Dice 66.7 %, no flag"
+    assert failure(script, tube, truth=None, flags=("gap", "apex_closed")).caption == "gap apex_closed"
+
+
+def test_slices_are_drawn_where_they_were_acquired(script: ModuleType, tube: np.ndarray):
+    figure = Figure()
+    side, across = figure.subplots(2)
+    script.draw(failure(script, tube), side, across)
+    heights = sorted(float(line.get_ydata()[0]) for line in side.lines)
+    np.testing.assert_allclose(np.diff(heights), 8.0)
+    assert (abs(abs(side.lines[0].get_xdata() - CENTRE) - 25) < 6).all()
+    assert side.get_ylim()[0] > side.get_ylim()[1]
