@@ -17,6 +17,7 @@ from m2s.nets.motion import TrackMotionNet
 from m2s.nets.presets import McsrSize
 from m2s.nets.slice_moments import ANGULAR, slice_features
 from m2s.train.loop import Arrays, Batch, Facts, Figures, device_of
+from m2s.train.stretch import stretched
 from m2s_runtime.grid import CENTRE, SLICES
 from m2s_runtime.slices import centre_shifts
 
@@ -59,7 +60,8 @@ class ShapeSource:
         if self._shapes is None:
             self._shapes = stored_shapes(self._folder, self._spec)
         rng = keyed_rng("motion", self._seed, step)
-        shapes = turned(_pick(self._shapes, rng.integers(len(self._shapes), size=size)), rng)
+        shapes = stretched(_pick(self._shapes, rng.integers(len(self._shapes), size=size)), rng)
+        shapes = turned(shapes, rng)
         return moved(worn(shapes, self._wear, rng), self._law, rng)
 
 

@@ -15,6 +15,7 @@ from m2s.nets.motion import TrackMotionNet
 from m2s.nets.presets import PRESETS
 from m2s.nets.slice_moments import FEATURES, MOMENTS, RADIUS_MM, slice_features, turned, wall_centroids, wall_moments
 from m2s.train import motion
+from m2s.train.stretch import stretched_by
 from m2s_runtime.slices import centre_shifts, pool_features, signed_distance, wall_slices
 
 
@@ -207,3 +208,21 @@ def test_shifts_of_the_whole_network_are_centred(stack):
         shifts = net.shifts(slices, pool)
     torch.testing.assert_close(shifts, centre_shifts(shifts, pool), atol=1e-4, rtol=0)
     assert keyed_rng("a").integers(10) == keyed_rng("a").integers(10)
+
+
+def test_stretched_moments_are_those_of_the_stretched_wall():
+    """Against the moments of a cloud of points of the wall, each of them moved."""
+    shapes = slice_shapes(phantom(5).mask[None])
+    s = int(np.flatnonzero(shapes.area[0])[2])
+    x, y = np.nonzero(phantom(5).mask[:, :, 5 * s + 2])
+    points = (x - x.mean()) + 1j * (y - y.mean())
+    found = stretched_by(shapes, np.array([[1.1]]), np.array([[-0.07]]))
+    moved = 1.1 * points - 0.07 * points.conj()
+    for k, (a, b) in enumerate(MOMENTS):
+        expected = ((moved / RADIUS_MM) ** a * (moved.conj() / RADIUS_MM) ** b).mean()
+        assert found.moments[0, s, k] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert found.area[0, s] / shapes.area[0, s] == pytest.approx(1.1**2 - 0.07**2)
+    assert found.wall[0, s].real == pytest.approx((1.1 - 0.07) * shapes.wall[0, s].real)
+    assert found.pool[0, s].imag == pytest.approx((1.1 + 0.07) * shapes.pool[0, s].imag)
+    same = stretched_by(shapes, np.ones((1, 1)), np.zeros((1, 1)))
+    np.testing.assert_allclose(same.moments, shapes.moments, atol=1e-12)
