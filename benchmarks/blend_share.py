@@ -1,0 +1,87 @@
+"""What share of the C-SDG in the surface is worth, on selection hearts: Dice, ASSD and roughness against the share.
+
+    python benchmarks/blend_share.py --atlas DATA/cap_mesa_lv_pca --hearts 32
+
+One stack a heart under the published motion, the same for every share: distances are drawn once, as a bundle without
+the share draws them, and mixed afterwards. A share of 0 is the surface as drawn; every other one is smoothed, 1 is the
+C-SDG alone.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import numpy as np
+
+from m2s.baselines.method import GRID_TO_MM, Prediction, from_mask
+from m2s.data.simulate import draw_rng, simulate_stack
+from m2s.evaluate.hearts import Cohort, Subject, subject
+from m2s.evaluate.laws import motion_law
+from m2s.evaluate.methods import canonical_from_stack
+from m2s.evaluate.scores import Row, score
+from m2s.evaluate.simulation import noise_key
+from m2s_runtime.apex import close_apex
+from m2s_runtime.blend import Blend
+from m2s_runtime.bundle import load_bundle
+from m2s_runtime.csdg import coarse_sdg
+from m2s_runtime.engines import open_engine
+from m2s_runtime.grid import NOMINAL_STEP, PADDING, PLANES
+from m2s_runtime.handles import surface_without_handles
+from m2s_runtime.pipeline import Pipeline
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+MASK = "MCSR-Net's mask"
+FIGURES = {
+    "dice": ("Dice, points", 100, 3),
+    "assd": ("ASSD mm", 1, 4),
+    "roughness_error": ("roughness error 1/m", 1000, 1),
+}
+
+
+def scores(pipeline: Pipeline, found: Subject) -> dict[str, Row]:
+    """Figures of one heart by share, and of the mask that the C-SDG is of."""
+    heart = found.heart
+    stack = simulate_stack(heart.mask, draw_rng(heart.id, 0, 0), motion_law("paper", heart.mask))
+    drawn = pipeline.reconstruct(canonical_from_stack(stack), noise_key(heart.id, 0, 0))
+    wall = drawn.probability >= 0.5
+    csdg = coarse_sdg(wall)
+    rows = {MASK: score(from_mask(wall[:, :, PADDING : PADDING + PLANES], NOMINAL_STEP, None), found.truth)}
+    for share in SHARES:
+        mixed = Blend(share, pipeline.manifest.sdg_clamp_mm).mixed(drawn.sdg[None, None], csdg[None, None])[0, 0]
+        surface = surface_without_handles(close_apex(mixed)[0], GRID_TO_MM)
+        rows[f"{share:g}"] = score(Prediction(surface.sdg, surface.mesh, None, binary=False), found.truth)
+    return rows
+
+
+def line(name: str, rows: list[Row], against: list[Row]) -> str:
+    """Mean difference to the mask ± standard error; the roughness error as it is."""
+    cells: list[str] = []
+    for key, (_, factor, digits) in FIGURES.items():
+        values = np.array([factor * float(row[key] or 0) for row in rows])
+        if key == "roughness_error":
+            cells.append(f"{values.mean():.{digits}f}")
+            continue
+        apart = values - [factor * float(row[key] or 0) for row in against]
+        cells.append(f"{apart.mean():+.{digits}f} ± {apart.std(ddof=1) / len(apart) ** 0.5:.{digits}f}")
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+@click.command()
+@click.option("--atlas", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--hearts", type=click.IntRange(2), default=32, show_default=True)
+@click.option("--model", type=click.Path(path_type=Path), default=None, help="Bundle; the installed one.")
+def main(atlas: Path, hearts: int, model: Path | None) -> None:
+    """Print a table of mean differences to the surface of MCSR-Net's own mask."""
+    bundle = load_bundle(model)
+    plain = replace(bundle, manifest=replace(bundle.manifest, csdg_share=0.0))
+    pipeline, cohort = Pipeline(plain, open_engine(plain, "onnx", "cpu", 1)), Cohort(atlas, "selection")
+    step = max(len(cohort.rows) // hearts, 1)
+    subjects = [subject(cohort, row) for row in cohort.rows[::step][:hearts]]
+    found = [scores(pipeline, one) for one in subjects if one is not None]
+    click.echo(f"| share of the C-SDG | {' | '.join(name for name, _, _ in FIGURES.values())} |\n|{'---|' * 4}")
+    for name in found[0]:
+        click.echo(line(name, [one[name] for one in found], [one[MASK] for one in found]))
+
+
+if __name__ == "__main__":
+    main()
