@@ -2,9 +2,8 @@
 
     python benchmarks/blend_share.py --atlas DATA/cap_mesa_lv_pca --hearts 32
 
-One stack a heart under the published motion, the same for every share: distances are drawn once, as a bundle without
-the share draws them, and mixed afterwards. A share of 0 is the surface as drawn; every other one is smoothed, 1 is the
-C-SDG alone.
+One stack a heart under the published motion, the same slice shifts, C-SDG and noise for every share. A share of 0 is
+the surface as drawn; every other one is smoothed, 1 is the C-SDG alone.
 """
 
 from dataclasses import replace
@@ -20,8 +19,7 @@ from m2s.evaluate.laws import motion_law
 from m2s.evaluate.methods import canonical_from_stack
 from m2s.evaluate.scores import Row, score
 from m2s.evaluate.simulation import noise_key
-from m2s_runtime.apex import close_apex
-from m2s_runtime.blend import Blend
+from m2s.evaluate.steps import Way, sampled
 from m2s_runtime.bundle import load_bundle
 from m2s_runtime.csdg import coarse_sdg
 from m2s_runtime.engines import open_engine
@@ -40,15 +38,17 @@ FIGURES = {
 
 def scores(pipeline: Pipeline, found: Subject) -> dict[str, Row]:
     """Figures of one heart by share, and of the mask that the C-SDG is of."""
-    heart = found.heart
+    heart, manifest, engine = found.heart, pipeline.manifest, pipeline.engine
     stack = simulate_stack(heart.mask, draw_rng(heart.id, 0, 0), motion_law("paper", heart.mask))
-    drawn = pipeline.reconstruct(canonical_from_stack(stack), noise_key(heart.id, 0, 0))
-    wall = drawn.probability >= 0.5
+    key = noise_key(heart.id, 0, 0)
+    wall = pipeline.reconstruct(canonical_from_stack(stack), key).probability >= 0.5
     csdg = coarse_sdg(wall)
+    zc = engine.run("encode", {"csdg": csdg[None, None]})["zc"]
+    way = Way(manifest.steps, manifest.temperature)
     rows = {MASK: score(from_mask(wall[:, :, PADDING : PADDING + PLANES], NOMINAL_STEP, None), found.truth)}
     for share in SHARES:
-        mixed = Blend(share, pipeline.manifest.sdg_clamp_mm).mixed(drawn.sdg[None, None], csdg[None, None])[0, 0]
-        surface = surface_without_handles(close_apex(mixed)[0], GRID_TO_MM)
+        sdg = sampled(engine, replace(manifest, csdg_share=share), way, csdg, zc, key, 0)
+        surface = surface_without_handles(sdg, GRID_TO_MM)
         rows[f"{share:g}"] = score(Prediction(surface.sdg, surface.mesh, None, binary=False), found.truth)
     return rows
 
@@ -57,11 +57,11 @@ def line(name: str, rows: list[Row], against: list[Row]) -> str:
     """Mean difference to the mask ± standard error; the roughness error as it is."""
     cells: list[str] = []
     for key, (_, factor, digits) in FIGURES.items():
-        values = np.array([factor * float(row[key] or 0) for row in rows])
+        values = np.array([factor * float(row[key] or np.nan) for row in rows])
         if key == "roughness_error":
             cells.append(f"{values.mean():.{digits}f}")
             continue
-        apart = values - [factor * float(row[key] or 0) for row in against]
+        apart = values - [factor * float(row[key] or np.nan) for row in against]
         cells.append(f"{apart.mean():+.{digits}f} ± {apart.std(ddof=1) / len(apart) ** 0.5:.{digits}f}")
     return f"| {name} | {' | '.join(cells)} |"
 
@@ -73,8 +73,7 @@ def line(name: str, rows: list[Row], against: list[Row]) -> str:
 def main(atlas: Path, hearts: int, model: Path | None) -> None:
     """Print a table of mean differences to the surface of MCSR-Net's own mask."""
     bundle = load_bundle(model)
-    plain = replace(bundle, manifest=replace(bundle.manifest, csdg_share=0.0))
-    pipeline, cohort = Pipeline(plain, open_engine(plain, "onnx", "cpu", 1)), Cohort(atlas, "selection")
+    pipeline, cohort = Pipeline(bundle, open_engine(bundle, "onnx", "cpu", 1)), Cohort(atlas, "selection")
     step = max(len(cohort.rows) // hearts, 1)
     subjects = [subject(cohort, row) for row in cohort.rows[::step][:hearts]]
     found = [scores(pipeline, one) for one in subjects if one is not None]

@@ -29,13 +29,16 @@ from m2s.evaluate.subject1081 import seat
 from m2s.metrics import dice
 from m2s_runtime.bundle import Bundle, load_bundle
 from m2s_runtime.engines import open_engine
-from m2s_runtime.grid import NOMINAL_STEP, PADDING, PLANES, SPACING, UPSAMPLING
+from m2s_runtime.grid import IN_PLANE, NOMINAL_STEP, PADDING, PLANES, SLICES, SPACING
 from m2s_runtime.pipeline import Pipeline
 from m2s_runtime.placement import Canonical, canonicalise
 
 mpl.use("Agg")  # draws to files only: no display is needed
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+HEIGHTS = np.arange(PLANES) * SPACING[2]
+MIDDLE = SLICES // 2
 
 Floats = npt.NDArray[np.float32]
 Masks = npt.NDArray[np.bool_]
@@ -112,29 +115,33 @@ def _inside(level: Floats) -> Masks:
     return np.asarray(level[:, :, PADDING : PADDING + PLANES] < 0)
 
 
-def slices_in(plane: Masks, scale: float) -> Iterator[tuple[float, npt.NDArray[np.intp]]]:
-    """Height in mm of every slice and where a line (128, 12) of the slices holds wall."""
-    for s in np.flatnonzero(plane.any(axis=0)):
-        yield (UPSAMPLING * s + UPSAMPLING // 2) * SPACING[2] * scale, np.flatnonzero(plane[:, s])
+def height(stack: Canonical, s: int) -> float:
+    """Of slice `s`, mm below the first plane of the grid; the middle of the twelve is that of the grid."""
+    return float(HEIGHTS.mean() + (s - (SLICES - 1) / 2) * stack.placement.step_mm)
+
+
+def slices_in(stack: Canonical, line: int) -> Iterator[tuple[float, npt.NDArray[np.intp]]]:
+    """Height in mm of every slice and where it holds wall along x, at y = `line`."""
+    for s in np.flatnonzero(stack.masks[:, line].any(axis=0)):
+        yield height(stack, int(s)), np.flatnonzero(stack.masks[:, line, s])
 
 
 def draw(failure: Failure, side: Axes, across: Axes) -> None:
     """A cut along the heart above, one across it below."""
-    scale = failure.stack.placement.step_mm / NOMINAL_STEP
     level = failure.level[:, :, PADDING : PADDING + PLANES]
     middle = round(float(np.argwhere(level < 0).mean(axis=0)[1]))
-    lengths, heights = np.arange(128) * SPACING[0], np.arange(PLANES) * SPACING[2] * scale
+    lengths = np.arange(IN_PLANE) * SPACING[0]
     if failure.truth is not None:
-        side.contourf(lengths, heights, failure.truth[:, middle].T, [0.5, 1.5], colors=["0.8"])
-    side.contour(lengths, heights, level[:, middle].T, [0.0], colors=["#b03a2e"], linewidths=1.4)
-    for height, wall in slices_in(failure.stack.masks[:, middle], scale):
-        side.plot(wall, np.full(len(wall), height), ".", color="#1f4e8c", markersize=1.2)
-    plane = PLANES // 2 + UPSAMPLING // 2
+        side.contourf(lengths, HEIGHTS, failure.truth[:, middle].T, [0.5, 1.5], colors=["0.8"])
+    side.contour(lengths, HEIGHTS, level[:, middle].T, [0.0], colors=["#b03a2e"], linewidths=1.4)
+    for at, wall in slices_in(failure.stack, middle):
+        side.plot(wall, np.full(len(wall), at), ".", color="#1f4e8c", markersize=1.2)
+    plane = round(height(failure.stack, MIDDLE) / SPACING[2])
     if failure.truth is not None:
         across.contourf(failure.truth[:, :, plane].T, [0.5, 1.5], colors=["0.8"])
     across.contour(level[:, :, plane].T, [0.0], colors=["#b03a2e"], linewidths=1.4)
-    across.contour(failure.stack.masks[:, :, plane // UPSAMPLING].T, [0.5], colors=["#1f4e8c"], linewidths=0.7)
-    side.set(xlim=(18, 110), ylim=(heights[-1], 0), aspect="equal")
+    across.contour(failure.stack.masks[:, :, MIDDLE].T, [0.5], colors=["#1f4e8c"], linewidths=0.7)
+    side.set(xlim=(18, 110), ylim=(HEIGHTS[-1], 0), aspect="equal")
     across.set(xlim=(18, 110), ylim=(110, 18), aspect="equal")
     side.set_title(failure.title, fontsize=8)
     across.set_title(failure.caption, fontsize=8, y=-0.12)

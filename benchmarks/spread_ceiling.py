@@ -2,9 +2,8 @@
 
     python benchmarks/spread_ceiling.py --atlas DATA/cap_mesa_lv_pca --hearts 20 --samples 9
 
-Of every stack each sample in turn plays the truth: Spearman's correlation of how far it lies from the mean of the
-others with their spread, at vertices of the surface of that mean. The true surface plays no part; it does in `m2s-eval
-spread`.
+Of every stack each sample in turn plays the truth: Spearman's correlation of the distance to its surface with the
+spread of the others, at vertices of the surface of their mean. As in `m2s-eval spread`, but for the true surface.
 """
 
 from collections.abc import Iterator
@@ -13,14 +12,15 @@ from pathlib import Path
 import click
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
+from m2s.baselines.method import GRID_TO_MM
 from m2s.data.simulate import draw_rng, simulate_stack
 from m2s.evaluate.hearts import Cohort, subject
 from m2s.evaluate.laws import motion_law
 from m2s.evaluate.methods import canonical_from_stack
 from m2s.evaluate.simulation import noise_key
 from m2s.evaluate.spread import spearman
+from m2s.triangles import TriangleIndex
 from m2s_runtime.bundle import Bundle, load_bundle
 from m2s_runtime.clock import Clock
 from m2s_runtime.engines import Engine, open_engine
@@ -53,10 +53,10 @@ def correlations(sdgs: Floats) -> Iterator[float]:
     for index, truth in enumerate(sdgs):
         others = np.delete(sdgs, index, axis=0)
         mean = mean_sdg(others)
-        vertices = extract_surface(mean, np.eye(4)).vertices
+        vertices = extract_surface(mean, GRID_TO_MM).vertices
         chosen = vertices[np.random.default_rng(0).permutation(len(vertices))[:VERTICES]]
-        spread = vertex_spread(chosen, np.eye(4), others).astype(np.float64)
-        yield spearman(spread, ndimage.map_coordinates(np.abs(truth - mean), chosen.T, np.float64, order=1))
+        spread = vertex_spread(chosen, GRID_TO_MM, others).astype(np.float64)
+        yield spearman(spread, TriangleIndex.of(extract_surface(truth, GRID_TO_MM)).distance(chosen))
 
 
 @click.command()

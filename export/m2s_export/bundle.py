@@ -26,6 +26,7 @@ from m2s_export.half import half_graphs
 from m2s_export.judge import Judge
 from m2s_export.precision import rounded, store_half
 from m2s_export.references import TorchEngine
+from m2s_export.surfaces import as_drawn
 from m2s_export.to_onnx import check, to_onnx
 from m2s_export.training_run import NOT_STATED, TrainingRun
 from m2s_runtime import ddim, grid
@@ -173,7 +174,8 @@ def measure(modules: Mapping[str, Graph], bundle: Bundle, plan: Plan) -> Manifes
     judge = Judge(bundle, TorchEngine(modules, bundle), plan.surface_cases)
 
     def parity(precision: str) -> Parity:
-        return judge.parity(open_engine(bundle, "onnx", "cpu", precision=precision), precision, str(torch.__version__))
+        engine = open_engine(as_drawn(bundle), "onnx", "cpu", precision=precision)
+        return judge.parity(engine, precision, str(torch.__version__))
 
     flavours = {name: replace(f, parity=parity(name)) for name, f in bundle.manifest.flavours.items()}
     return replace(bundle.manifest, parity=parity("float32"), flavours=flavours)

@@ -1,5 +1,6 @@
 """The model card: what a person says of it, and what the manifest does, in words."""
 
+from m2s_runtime.blend import SMOOTHED_MM
 from m2s_runtime.manifest import Manifest, NotedStage
 
 _INTENDED = """\
@@ -65,7 +66,9 @@ def _noise(manifest: Manifest) -> str:
 def _surface(manifest: Manifest) -> str:
     share = manifest.csdg_share
     drawn = "what the diffusion draws"
-    return f"{1 - share:.0%} {drawn}, {share:.0%} C-SDG, smoothed by 0.7 mm" if share else drawn
+    if not share:
+        return drawn
+    return f"{100 * (1 - share):.3g} % {drawn}, {100 * share:.3g} % C-SDG, smoothed by {SMOOTHED_MM:.1f} mm"
 
 
 def _share(share: float | None) -> str:

@@ -83,7 +83,8 @@ _TAKES: Final = {
 @click.option(
     "--csdg-share",
     type=click.FloatRange(0, 1),
-    help="Weight of the C-SDG in the surface beside what the diffusion draws.  [default: as the preset says]",
+    help="Weight of the C-SDG in the surface beside what the diffusion draws; --spread-scale has to be fitted anew.  "
+    "[default: as the preset says]",
 )
 @click.option(
     "--spread-scale",

@@ -10,6 +10,7 @@ from typing import Final
 from m2s_export.judge import Judge, candidates
 from m2s_export.parity import ATOL, CODES_AGREE, RELATIVE, RTOL, SURFACE_P95_MM, ParityError
 from m2s_export.references import NumpyEngine, TorchEngine
+from m2s_export.surfaces import as_drawn
 from m2s_runtime.atomic import write_text
 from m2s_runtime.bundle import MANIFEST, Bundle
 from m2s_runtime.engines import Engine, open_engine
@@ -118,9 +119,11 @@ def _engines(bundle: Bundle, engine_dir: Path | None) -> Iterator[tuple[str, str
         on_gpu = name == "trt" or (name == "onnx" and importlib.util.find_spec("cupy"))
         for device in ("cpu",) * (name != "trt") + ("cuda:0",) * bool(on_gpu):
             try:
-                yield name, precision, open_engine(bundle, name, device, precision=precision, engine_dir=engine_dir)
+                opened = open_engine(as_drawn(bundle), name, device, precision=precision, engine_dir=engine_dir)
             except EngineError as error:
                 _LOG.info("not compared: %s %s on %s: %s", name, precision, device, error)
+            else:
+                yield name, precision, opened
 
 
 def _judged(judge: Judge, engine: Engine, precision: str) -> tuple[list[Finding], Parity | None]:

@@ -17,14 +17,26 @@ from m2s_runtime.surface import Mesh
 _NOISE_KEY = "0" * 64
 
 
+def as_drawn(bundle: Bundle) -> Bundle:
+    """The bundle without its share of the C-SDG, which would hide errors of the networks.
+
+    Engines are opened on it, too: those that work on a device blend by themselves.
+    """
+    return replace(bundle, manifest=replace(bundle.manifest, csdg_share=0.0))
+
+
 def surfaces(bundle: Bundle, engine: Engine, stacks: Iterable[Canonical]) -> list[Mesh]:
-    """The surface of every stack, of what the networks draw alone: a share of the C-SDG would hide their errors.
+    """The surface of every stack, of what the networks draw alone.
+
+    Args:
+        bundle: any share of the C-SDG is left out.
+        engine: opened on `as_drawn(bundle)`.
+        stacks: what is reconstructed.
 
     Raises:
         ParityError: there is none.
     """
-    drawn = replace(bundle, manifest=replace(bundle.manifest, csdg_share=0.0))
-    return [_surface(drawn, engine, stack) for stack in stacks]
+    return [_surface(as_drawn(bundle), engine, stack) for stack in stacks]
 
 
 def compare_surfaces(wanted: Sequence[Mesh], found: Sequence[Mesh]) -> float:

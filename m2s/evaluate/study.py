@@ -168,8 +168,10 @@ def _before(name: str, setup: Setup) -> list[str]:
 def _blended(name: str, setup: Setup) -> list[str]:
     """What a bundle has and no competing method or ablation does."""
     share = _manifest_of(name, setup).csdg_share
-    told = f"Surfaces of {title_of(name)} are the smoothed mean of drawn distances and C-SDG ({share:.0%}); "
-    return [told + "those of the ablations are as drawn (m2s-export --csdg-share 0)."] if share else []
+    if not share:
+        return []
+    told = f"Surfaces of {title_of(name)}: {100 * share:.3g} % C-SDG in the drawn distances, smoothed"
+    return [f"{told}; m2s-export --csdg-share 0 leaves it out."]
 
 
 def _stages_of(name: str, setup: Setup) -> Mapping[str, Stage]:

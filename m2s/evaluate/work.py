@@ -96,11 +96,14 @@ class Setup:
 
     def _facts(self, name: str) -> dict[str, object]:
         from m2s_runtime.bundle import load_bundle
+        from m2s_runtime.versions import version
 
         bundles, o = dict(self.also), self.options
         if name in NETWORK_METHODS or name in bundles:
             bundle = load_bundle(bundles.get(name, o.model)).sha256
-            return {"bundle": bundle, "steps": o.steps, "samples": o.samples, "refine": o.refine}
+            # What is made of the networks' answers changes with the code.
+            sampled = {"steps": o.steps, "samples": o.samples, "refine": o.refine}
+            return {"mask2surface": version(), "bundle": bundle, **sampled}
         if name in BASELINES:
             return {"weights": trained(name, self.run_of(name)).digest}
         return {"source": plugin_digest(name)} if is_plugin(name) else {}

@@ -13,9 +13,9 @@ import numpy as np
 from m2s.data.shapes import Complexes, Doubles, SliceShapes
 from m2s.nets.slice_moments import MOMENTS
 
-SIZE: Final = 0.06
+LOG_SIZE: Final = 0.06
 """Standard deviation of the logarithm of the size."""
-ECCENTRICITY: Final = 0.04
+DILATATION: Final = 0.04
 """Standard deviation of b over a: one axis grows by it, the other shrinks."""
 
 _INDEX: Final = {powers: k for k, powers in enumerate(MOMENTS)}
@@ -23,8 +23,8 @@ _INDEX: Final = {powers: k for k, powers in enumerate(MOMENTS)}
 
 def stretched(shapes: SliceShapes, rng: np.random.Generator) -> SliceShapes:
     """Each heart larger or smaller, and longer along x or y; the same in all its slices."""
-    size = np.exp(SIZE * rng.standard_normal((len(shapes), 1)))
-    return stretched_by(shapes, size, size * ECCENTRICITY * rng.standard_normal((len(shapes), 1)))
+    size = np.exp(LOG_SIZE * rng.standard_normal((len(shapes), 1)))
+    return stretched_by(shapes, size, size * DILATATION * rng.standard_normal((len(shapes), 1)))
 
 
 def stretched_by(shapes: SliceShapes, a: Doubles, b: Doubles) -> SliceShapes:

@@ -1,4 +1,4 @@
-"""The mean of the distances that the diffusion draws and of those it was given, lightly smoothed.
+"""The weighted mean of the distances that the diffusion draws and of those it was given, lightly smoothed.
 
 Both estimate one surface, and err differently: a latent cannot hold every detail of a wall, least of all of one unlike
 those of training, and the C-SDG has the steps of voxels. The paper takes the drawn distances alone: a share of 0.
@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from m2s_runtime.grid import SPACING
+
 if TYPE_CHECKING:
     from m2s_runtime.manifest import Manifest
 
 Floats = NDArray[np.float32]
 
 NEIGHBOUR: Final = (0.25, 0.25, 0.0625)
-"""Weight of either neighbour along x, y and z: a spread of 0.71 mm, on voxels of 1 x 1 x 2 mm."""
+"""Weight of either neighbour along x, y and z."""
+SMOOTHED_MM: Final = (2 * NEIGHBOUR[0]) ** 0.5 * SPACING[0]
+"""Standard deviation of that, along every axis: 0.71 mm."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Blend:
 
     Attributes:
         share: of the C-SDG, 0 to 1; with 0 nothing is done, not even smoothed.
-        clamp_mm: its distances count as no more than this, as the networks' do.
+        clamp_mm: distances of the C-SDG are clipped to ± this, as those of the networks are.
     """
 
     share: float = 0.0

@@ -47,8 +47,8 @@ LIMITS: Final = {
 """By the names that `flag_limits` may use; what each limits is told at `measures`.
 
 Sizes: 1st and 99th percentile of 658 training hearts. Torn: twice the most in 100 clinical stacks of good quality.
-Short: 3 % of the training hearts that stand in for patients and three of the 100 clinical stacks, which often end above
-the apex; an upper limit caught nothing.
+Short: told of 3 % of the training hearts that stand in for patients and of three of the 100 clinical stacks, many of
+which end above the apex. An upper limit caught nothing that was wrong.
 """
 
 _SOLID: Final = 1.25
@@ -69,10 +69,10 @@ def measures(
     Returns:
         `few_slices`: slices that hold wall. `torn_wall`: the share of these whose ring is open (a solid cap is not).
         `small_wall_ml`, `large_wall_ml`: volume of the wall in the slices. `large_outline_mm2`: wall and cavity in the
-        slice where they are largest, for a dilated heart has a thin wall. `short_wall`: see
-        `length_to_width`. `slices_disagree`: mean Dice of slices and
-        reconstruction. `slice_disagrees`: that of the worst slice. `spread_high_mm`: 95th percentile of the spread over
-        the vertices. `pieces_dropped`: share of the reconstructed wall that its largest piece, the surface, holds.
+        slice where they are largest, for a dilated heart has a thin wall. `short_wall`: see `length_to_width`.
+        `slices_disagree`: mean Dice of slices and reconstruction. `slice_disagrees`: that of the worst slice.
+        `spread_high_mm`: 95th percentile of the spread over the vertices. `pieces_dropped`: share of the reconstructed
+        wall that its largest piece, the surface, holds.
     """
     areas = np.count_nonzero(canonical.masks, axis=(0, 1))
     volume = float(areas.sum()) * canonical.placement.step_mm / 1000
@@ -120,7 +120,8 @@ def open_share(masks: BoolArray, pool: Floats) -> float:
 def length_to_width(masks: BoolArray, step_mm: float) -> float:
     """Length of a stack over the width of its widest slice; small where an end is missing or the step is wrong.
 
-    The width is the geometric mean of the sides of the rectangle around the wall, which a torn ring leaves as it is.
+    The width is the geometric mean of the sides of the rectangle around the wall: a small tear of the ring leaves it as
+    it is, half a ring missing does not.
 
     Args:
         masks: (X, Y, S) bool, 1 mm pixels, not empty.

@@ -75,8 +75,9 @@ def vertex_spread(vertices: npt.NDArray[np.float64], affine: Affine, sdgs: Float
         scale: what the result is multiplied by; see `Manifest.spread_scale`.
 
     Returns:
-        (V,) float32 mm: the standard deviation (N - 1) of the samples' distances, over the slope of their mean, for
-        where distances grow slowly a small difference moves the surface far. Slopes count as 0.5 at least, 2 at most.
+        (V,) float32 mm: the root of the variance (N - 1) of the samples' distances, averaged with a Gaussian of
+        `POOLED_MM`, over the slope of their mean, for where distances grow slowly a small difference moves the surface
+        far. Slopes count as 0.5 at least, 2 at most.
     """
     inverse = np.linalg.inv(affine)
     where = (vertices @ inverse[:3, :3].T + inverse[:3, 3]).T

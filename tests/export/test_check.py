@@ -1,10 +1,13 @@
 """`m2s-export --check`: good bundles pass, faulty ones are found, and what was compared is said."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 from exporting import export
 from onnx import numpy_helper
+from runtime.device import HostMemory
 from toy import TOY, copy_toy, replace_file
 
 from m2s_export import judge, recheck
@@ -12,6 +15,7 @@ from m2s_export.recheck import check_bundle
 from m2s_export.references import NumpyEngine
 from m2s_runtime.bundle import load_bundle
 from m2s_runtime.engines import open_engine
+from m2s_runtime.engines.onnx_bound import BoundOnnxEngine
 from m2s_runtime.errors import UsageProblem
 from m2s_runtime.manifest import GRAPHS
 
@@ -101,3 +105,21 @@ def test_the_numpy_reference_is_not_onnx_runtime(bundle):
     a = NumpyEngine(bundle).run("encode", {"csdg": csdg})["zc"]
     b = open_engine(bundle, "onnx", "cpu").run("encode", {"csdg": csdg})["zc"]
     assert np.mean(np.abs(a - b) < 1e-4) > 0.999
+
+
+def test_engines_that_blend_by_themselves_are_compared_as_drawn(monkeypatch):
+    """Opened on the bundle as it is, such an engine would be judged with the C-SDG in it and its reference without."""
+    bundle = load_bundle(TOY)
+    blended = replace(bundle, manifest=replace(bundle.manifest, csdg_share=0.5))
+    opened = []
+
+    def blending(given, *_args, **_options):
+        opened.append(given.manifest.csdg_share)
+        return BoundOnnxEngine(open_engine(given, "onnx", "cpu", 1), HostMemory())
+
+    monkeypatch.setattr(recheck, "open_engine", blending)
+    verdict = check_bundle(blended, None, 1)
+    assert opened
+    assert not any(opened)
+    assert [finding for finding in verdict.findings if finding.what == "surfaces" and finding.passed]
+    assert not [finding for finding in verdict.findings if finding.passed is False]

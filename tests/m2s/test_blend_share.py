@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -33,10 +32,9 @@ def script() -> ModuleType:
 
 def test_every_share_is_scored_on_the_same_heart(script: ModuleType):
     bundle = load_bundle(TOY)
-    plain = replace(bundle, manifest=replace(bundle.manifest, csdg_share=0.0))
     heart = phantom(5)
     rows = script.scores(
-        Pipeline(plain, open_engine(plain, "onnx", "cpu", 1)), Subject(heart.id, heart, heart_truth(heart))
+        Pipeline(bundle, open_engine(bundle, "onnx", "cpu", 1)), Subject(heart.id, heart, heart_truth(heart))
     )
     assert list(rows) == [script.MASK, "0", "0.25", "0.5", "0.75", "1"]
     # The C-SDG alone is the mask, smoothed; what a toy draws is not.

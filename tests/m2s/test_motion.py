@@ -15,7 +15,7 @@ from m2s.nets.motion import TrackMotionNet
 from m2s.nets.presets import PRESETS
 from m2s.nets.slice_moments import FEATURES, MOMENTS, RADIUS_MM, slice_features, turned, wall_centroids, wall_moments
 from m2s.train import motion
-from m2s.train.stretch import stretched_by
+from m2s.train.stretch import DILATATION, LOG_SIZE, stretched, stretched_by
 from m2s_runtime.slices import centre_shifts, pool_features, signed_distance, wall_slices
 
 
@@ -226,3 +226,27 @@ def test_stretched_moments_are_those_of_the_stretched_wall():
     assert found.pool[0, s].imag == pytest.approx((1.1 + 0.07) * shapes.pool[0, s].imag)
     same = stretched_by(shapes, np.ones((1, 1)), np.zeros((1, 1)))
     np.testing.assert_allclose(same.moments, shapes.moments, atol=1e-12)
+
+
+def test_every_draw_stretches_the_hearts_anew():
+    shape = slice_shapes(phantom(5).mask[None])
+    many = motion._pick(shape, np.zeros(4000, int))
+    s = int(np.flatnonzero(shape.area[0])[2])
+    found = stretched(many, np.random.default_rng(0))
+    growth = np.log(found.area[:, s] / shape.area[0, s])
+    assert growth.std() == pytest.approx(2 * LOG_SIZE, rel=0.05)
+    # Of a nearly round ring the moment (2, 0) over (1, 1) moves by twice the dilatation.
+    round_, long_ = (found.moments[:, s, MOMENTS.index(powers)] for powers in ((1, 1), (2, 0)))
+    assert (long_ / round_).real.std() == pytest.approx(2 * DILATATION, rel=0.1)
+
+
+def test_training_sees_stretched_hearts(tmp_path):
+    spec = StoreSpec(None, "training", 2, 0)
+    open_store(tmp_path, spec)
+    source = motion.ShapeSource(tmp_path, spec, 0, Normal(0.0), motion.Wear(0, 0, 0, 0, 0))
+    batch = source.batch(0, 64)
+    held = batch["held"].sum(1)
+    areas = batch["features"][..., 4].max(1)
+    # Two hearts, turned, mirrored and stretched: no two sizes alike.
+    assert len(held) == 64
+    assert len(np.unique(areas.round(6))) > 60

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from counted import items
 from safetensors.numpy import save_file
-from toy import TOY
+from toy import TOY, copy_toy, edit_manifest
 
 from m2s.baselines import registry
 from m2s.baselines.method import from_mask
@@ -25,7 +25,7 @@ from m2s.evaluate.published import METHODS_OF, SIMULATION, Published
 from m2s.evaluate.rows import RowFile
 from m2s.evaluate.settings import MapStack, PairStack, StandInStack, map_truth
 from m2s.evaluate.significance import holm, wilcoxon
-from m2s.evaluate.study import Stacks, Study, slow_methods
+from m2s.evaluate.study import Stacks, Study, notes_of, slow_methods
 from m2s.evaluate.tables import Block, Line, budget_notes, escape, latex, markdown
 from m2s.evaluate.work import Setup
 from m2s_runtime.errors import NoInputs, UsageProblem
@@ -346,6 +346,15 @@ def test_ours_of_two_bundles_stand_in_one_table(tmp_path):
     methods = setup.methods()
     assert list(methods) == ["ours", "equal"]
     assert methods["equal"].shared is not methods["ours"].shared
+
+
+def test_what_is_in_the_surface_beside_the_diffusion_is_said(tmp_path):
+    copied = copy_toy(tmp_path)
+    edit_manifest(copied, lambda document: document.update(csdg_share=0.25))
+    setup = Setup(("ours", "equal"), work.ModelOptions(model=str(TOY)), also=(("equal", str(copied)),))
+    told = [note for note in notes_of([], setup) if "C-SDG" in note]
+    assert len(told) == 1
+    assert told[0].startswith("Surfaces of equal: 25 % C-SDG")
 
 
 def test_what_is_not_trained_is_left_out_and_said(monkeypatch, tmp_path, capsys):

@@ -58,7 +58,7 @@ class Generates(Protocol):
     """An engine that keeps everything from the C-SDG to the decoded SDG on its device."""
 
     def generate(self, csdg: Floats, noise: Floats, levels: Sequence[int], bars: NDArray[np.float64]) -> Floats:
-        """Encode, denoise along `levels`, decode, blend as the bundle says; equal to the host's up to rounding.
+        """Encode, denoise along `levels`, decode, blend as the bundle says; what the host's loop gives, up to rounding.
 
         Args:
             csdg: (1 or N, 1, X, Y, Z) mm; one condition is shared by all samples.

@@ -20,7 +20,7 @@ const FLAGS = {
   specks_removed: "Tiny pieces of wall were taken for slips of the segmentation and left out.",
   small_wall: "The wall is smaller than nearly all of the hearts that the networks learnt from.",
   large_wall: "The wall is larger than nearly all of the hearts that the networks learnt from.",
-  short_wall: "The wall is short for its width: slices may be missing at an end, or the distance between them be wrong.",
+  short_wall: "The wall is short for its width: slices may be missing at an end, or the distance between them may be wrong.",
   slices_disagree: "The surface does not agree with the slices, or with one of them.",
   spread_high: "The posterior samples lie far apart.",
   pieces_dropped: "The reconstruction fell into pieces: the surface is that of the largest.",
