@@ -13,19 +13,15 @@ import click
 import numpy as np
 
 from m2s.baselines.method import GRID_TO_MM, Prediction, from_mask
-from m2s.data.simulate import draw_rng, simulate_stack
-from m2s.evaluate.hearts import Cohort, Subject, subject
-from m2s.evaluate.laws import motion_law
-from m2s.evaluate.methods import canonical_from_stack
+from m2s.evaluate.coarse import Shared, shared
+from m2s.evaluate.hearts import Cohort
+from m2s.evaluate.networks import ModelOptions
 from m2s.evaluate.scores import Row, score
-from m2s.evaluate.simulation import noise_key
 from m2s.evaluate.steps import Way, sampled
-from m2s_runtime.bundle import load_bundle
+from m2s.evaluate.work import Setup
 from m2s_runtime.csdg import coarse_sdg
-from m2s_runtime.engines import open_engine
 from m2s_runtime.grid import NOMINAL_STEP, PADDING, PLANES
 from m2s_runtime.handles import surface_without_handles
-from m2s_runtime.pipeline import Pipeline
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MASK = "MCSR-Net's mask"
@@ -36,20 +32,18 @@ FIGURES = {
 }
 
 
-def scores(pipeline: Pipeline, found: Subject) -> dict[str, Row]:
+def scores(found: Shared) -> dict[str, Row]:
     """Figures of one heart by share, and of the mask that the C-SDG is of."""
-    heart, manifest, engine = found.heart, pipeline.manifest, pipeline.engine
-    stack = simulate_stack(heart.mask, draw_rng(heart.id, 0, 0), motion_law("paper", heart.mask))
-    key = noise_key(heart.id, 0, 0)
-    wall = pipeline.reconstruct(canonical_from_stack(stack), key).probability >= 0.5
+    manifest, engine, truth = found.pipeline.manifest, found.pipeline.engine, found.subject.truth
+    wall = found.result.probability >= 0.5
     csdg = coarse_sdg(wall)
     zc = engine.run("encode", {"csdg": csdg[None, None]})["zc"]
     way = Way(manifest.steps, manifest.temperature)
-    rows = {MASK: score(from_mask(wall[:, :, PADDING : PADDING + PLANES], NOMINAL_STEP, None), found.truth)}
+    rows = {MASK: score(from_mask(wall[:, :, PADDING : PADDING + PLANES], NOMINAL_STEP, None), truth)}
     for share in SHARES:
-        sdg = sampled(engine, replace(manifest, csdg_share=share), way, csdg, zc, key, 0)
+        sdg = sampled(engine, replace(manifest, csdg_share=share), way, csdg, zc, found.key, 0)
         surface = surface_without_handles(sdg, GRID_TO_MM)
-        rows[f"{share:g}"] = score(Prediction(surface.sdg, surface.mesh, None, binary=False), found.truth)
+        rows[f"{share:g}"] = score(Prediction(surface.sdg, surface.mesh, None, binary=False), truth)
     return rows
 
 
@@ -69,14 +63,13 @@ def line(name: str, rows: list[Row], against: list[Row]) -> str:
 @click.command()
 @click.option("--atlas", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--hearts", type=click.IntRange(2), default=32, show_default=True)
-@click.option("--model", type=click.Path(path_type=Path), default=None, help="Bundle; the installed one.")
-def main(atlas: Path, hearts: int, model: Path | None) -> None:
+@click.option("--model", default=None, help="Bundle; the installed one.")
+def main(atlas: Path, hearts: int, model: str | None) -> None:
     """Print a table of mean differences to the surface of MCSR-Net's own mask."""
-    bundle = load_bundle(model)
-    pipeline, cohort = Pipeline(bundle, open_engine(bundle, "onnx", "cpu", 1)), Cohort(atlas, "selection")
-    step = max(len(cohort.rows) // hearts, 1)
-    subjects = [subject(cohort, row) for row in cohort.rows[::step][:hearts]]
-    found = [scores(pipeline, one) for one in subjects if one is not None]
+    cohort, methods = Cohort(atlas, "selection"), Setup(("ours",), ModelOptions(model=model)).methods()
+    rows = cohort.rows[:: max(len(cohort.rows) // hearts, 1)][:hearts]
+    stacks = (shared(methods, cohort, row, 0, 0, "paper") for row in rows)
+    found = [scores(stack) for stack in stacks if stack is not None]
     click.echo(f"| share of the C-SDG | {' | '.join(name for name, _, _ in FIGURES.values())} |\n|{'---|' * 4}")
     for name in found[0]:
         click.echo(line(name, [one[name] for one in found], [one[MASK] for one in found]))

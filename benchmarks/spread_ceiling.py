@@ -14,20 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from m2s.baselines.method import GRID_TO_MM
-from m2s.data.simulate import draw_rng, simulate_stack
-from m2s.evaluate.hearts import Cohort, subject
-from m2s.evaluate.laws import motion_law
+from m2s.evaluate.coarse import Shared, shared
+from m2s.evaluate.hearts import Cohort
 from m2s.evaluate.methods import canonical_from_stack
-from m2s.evaluate.simulation import noise_key
+from m2s.evaluate.networks import ModelOptions
 from m2s.evaluate.spread import spearman
+from m2s.evaluate.work import Setup
 from m2s.triangles import TriangleIndex
-from m2s_runtime.bundle import Bundle, load_bundle
 from m2s_runtime.clock import Clock
-from m2s_runtime.engines import Engine, open_engine
 from m2s_runtime.one_pass import OnePass
-from m2s_runtime.placement import Canonical
+from m2s_runtime.pipeline import given_slices
 from m2s_runtime.sampling import chosen_sampling, mean_sdg, vertex_spread
-from m2s_runtime.slices import centre_shifts, signed_distance
 from m2s_runtime.surface import extract_surface
 
 Floats = npt.NDArray[np.float32]
@@ -35,17 +32,14 @@ Floats = npt.NDArray[np.float32]
 VERTICES = 2000
 
 
-def posterior(bundle: Bundle, engine: Engine, stack: Canonical, key: str, samples: int) -> Floats:
-    """Samples of one stack, (N, 128, 128, 64) mm."""
+def posterior(found: Shared, samples: int) -> Floats:
+    """Samples of one stack under the shifts found, (N, 128, 128, 64) mm."""
+    manifest, stack = found.pipeline.manifest, canonical_from_stack(found.stack)
     one = OnePass(
-        bundle.manifest, engine, sampling=chosen_sampling(bundle.manifest, None, None, samples), seed=0, threads=1,
+        manifest, found.pipeline.engine, sampling=chosen_sampling(manifest, None, None, samples), seed=0, threads=1,
         samples=samples, exact=False,
     )  # fmt: skip
-    distances = signed_distance(stack.masks, bundle.manifest.clip_mm)
-    seen = (stack.masks.astype(np.float32) if bundle.manifest.slices == "mask" else distances)[None, None]
-    pool = stack.pool[None]
-    shifts = centre_shifts(engine.run("mc", {"slices": seen, "pool": pool})["shifts"], pool)
-    return one.run(stack, distances, seen, shifts, key, Clock()).sdgs
+    return one.run(stack, *given_slices(manifest, stack), found.result.shifts[None], found.key, Clock()).sdgs
 
 
 def correlations(sdgs: Floats) -> Iterator[float]:
@@ -63,20 +57,16 @@ def correlations(sdgs: Floats) -> Iterator[float]:
 @click.option("--atlas", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--hearts", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--samples", type=click.IntRange(3), default=9, show_default=True)
-@click.option("--model", type=click.Path(path_type=Path), default=None, help="Bundle; the installed one.")
-def main(atlas: Path, hearts: int, samples: int, model: Path | None) -> None:
+@click.option("--model", default=None, help="Bundle; the installed one.")
+def main(atlas: Path, hearts: int, samples: int, model: str | None) -> None:
     """Print the mean over stacks and samples."""
-    bundle, cohort = load_bundle(model), Cohort(atlas)
-    engine = open_engine(bundle, "onnx", "cpu", 1)
+    cohort, methods = Cohort(atlas), Setup(("ours",), ModelOptions(model=model)).methods()
     found: list[float] = []
     for row in cohort.rows[:hearts]:
-        heart = subject(cohort, row)
-        if heart is None:
+        stack = shared(methods, cohort, row, 0, 0, "paper")
+        if stack is None:
             continue
-        mask = heart.heart.mask
-        stack = simulate_stack(mask, draw_rng(heart.heart.id, 0, 0), motion_law("paper", mask))
-        sdgs = posterior(bundle, engine, canonical_from_stack(stack), noise_key(heart.heart.id, 0, 0), samples)
-        found.append(float(np.mean(list(correlations(sdgs)))))
+        found.append(float(np.mean(list(correlations(posterior(stack, samples))))))
         click.echo(f"row {row}: {found[-1]:.3f}")
     click.echo(f"Spearman of a sample as the truth: {np.mean(found):.3f} ± {np.std(found):.3f}, {len(found)} stacks")
 

@@ -36,7 +36,8 @@ def surfaces(bundle: Bundle, engine: Engine, stacks: Iterable[Canonical]) -> lis
     Raises:
         ParityError: there is none.
     """
-    return [_surface(as_drawn(bundle), engine, stack) for stack in stacks]
+    drawn = as_drawn(bundle)
+    return [_surface(drawn, engine, stack) for stack in stacks]
 
 
 def compare_surfaces(wanted: Sequence[Mesh], found: Sequence[Mesh]) -> float:

@@ -8,6 +8,7 @@ from m2s_runtime.clock import Clock
 from m2s_runtime.engines.base import Engine
 from m2s_runtime.errors import EmptyWall
 from m2s_runtime.handles import surface_without_handles
+from m2s_runtime.manifest import Manifest
 from m2s_runtime.one_pass import OnePass
 from m2s_runtime.placement import Canonical
 from m2s_runtime.refine import STILL_MM, register
@@ -15,7 +16,14 @@ from m2s_runtime.result import Floats, Pass, Reconstruction
 from m2s_runtime.sampling import chosen_sampling, vertex_spread, wall_volumes
 from m2s_runtime.slices import centre_shifts, common_shift, signed_distance
 
-__all__ = ["Pipeline", "Reconstruction"]
+__all__ = ["Pipeline", "Reconstruction", "given_slices"]
+
+
+def given_slices(manifest: Manifest, canonical: Canonical) -> tuple[Floats, Floats]:
+    """Signed distances (128, 128, 12) mm, and what the networks of a bundle see of them, (1, 1, 128, 128, 12)."""
+    distances = signed_distance(canonical.masks, manifest.clip_mm)
+    seen = canonical.masks.astype(np.float32) if manifest.slices == "mask" else distances
+    return distances, seen[None, None]
 
 
 class Pipeline:
@@ -50,7 +58,7 @@ class Pipeline:
             result = self.reconstruct(canonical, noise_key)
             return result.shifts - result.common_shift
         pool = canonical.pool[None]
-        shifts = self._shifts(self._slices(canonical)[1], pool)
+        shifts = self._shifts(given_slices(self.manifest, canonical)[1], pool)
         return (shifts - common_shift(shifts, pool))[0]
 
     def reconstruct(self, canonical: Canonical, noise_key: str, shared: Floats | None = None) -> Reconstruction:
@@ -68,7 +76,7 @@ class Pipeline:
         """
         clock, pool = Clock(), canonical.pool[None]
         with clock("shifts"):
-            distances, slices = self._slices(canonical)
+            distances, slices = given_slices(self.manifest, canonical)
             shifts = self._shifts(slices, pool) if shared is None else centre_shifts(shared[None], pool)
         passes = [self._pass.run(canonical, distances, slices, shifts, noise_key, clock)]
         for _ in range(self.refine if shared is None else 0):
@@ -84,12 +92,6 @@ class Pipeline:
         # Shared shifts say where the slices lie; centring moved them all alike, which the placement takes back.
         common = common_shift(best.shifts, pool)[0] if shared is None else (best.shifts[0] - shared)[0]
         return self._surface(canonical, best, common, clock)
-
-    def _slices(self, canonical: Canonical) -> tuple[Floats, Floats]:
-        """Signed distances (128, 128, 12) mm, and what the networks see of them, (1, 1, 128, 128, 12)."""
-        distances = signed_distance(canonical.masks, self.manifest.clip_mm)
-        seen = canonical.masks.astype(np.float32) if self.manifest.slices == "mask" else distances
-        return distances, seen[None, None]
 
     def _shifts(self, slices: Floats, pool: Floats) -> Floats:
         return centre_shifts(self.engine.run("mc", {"slices": slices, "pool": pool})["shifts"], pool)

@@ -1,41 +1,36 @@
 """The benchmark of the C-SDG's share, on a phantom and a toy of a bundle."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from benchmarked import benchmark
 from toy import TOY
 
 from m2s.data.phantom import phantom
+from m2s.data.simulate import draw_rng, simulate_stack
+from m2s.evaluate.coarse import Shared
 from m2s.evaluate.hearts import Subject, heart_truth
+from m2s.evaluate.methods import canonical_from_stack
+from m2s.evaluate.simulation import noise_key
 from m2s_runtime.bundle import load_bundle
 from m2s_runtime.engines import open_engine
 from m2s_runtime.pipeline import Pipeline
 
 pytest.importorskip("onnxruntime")
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "blend_share.py"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("blend_share", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["blend_share"] = module
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("blend_share")
 
 
 def test_every_share_is_scored_on_the_same_heart(script: ModuleType):
-    bundle = load_bundle(TOY)
-    heart = phantom(5)
-    rows = script.scores(
-        Pipeline(bundle, open_engine(bundle, "onnx", "cpu", 1)), Subject(heart.id, heart, heart_truth(heart))
-    )
+    bundle, heart = load_bundle(TOY), phantom(5)
+    pipeline = Pipeline(bundle, open_engine(bundle, "onnx", "cpu", 1))
+    stack, key = simulate_stack(heart.mask, draw_rng(heart.id, 0, 0)), noise_key(heart.id)
+    result = pipeline.reconstruct(canonical_from_stack(stack), key)
+    rows = script.scores(Shared(Subject(heart.id, heart, heart_truth(heart)), stack, pipeline, result, key))
     assert list(rows) == [script.MASK, "0", "0.25", "0.5", "0.75", "1"]
     # The C-SDG alone is the mask, smoothed; what a toy draws is not.
     assert rows["1"]["dice"] == pytest.approx(rows[script.MASK]["dice"], abs=0.02)

@@ -1,12 +1,10 @@
 """The pictures of the model card: what they draw of a heart whose cuts are known."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from benchmarked import benchmark
 
 from m2s.evaluate.methods import canonical_of, spacing_of
 from m2s_runtime.grid import GRID, PADDING, PLANES
@@ -14,20 +12,13 @@ from m2s_runtime.grid import GRID, PADDING, PLANES
 pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "known_failures.py"
 CENTRE = 63.5
 IN_PLANE = np.linalg.norm(np.moveaxis(np.indices(GRID[:2]), 0, -1) - CENTRE, axis=-1)
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("known_failures", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["known_failures"] = module
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("known_failures")
 
 
 @pytest.fixture

@@ -1,29 +1,20 @@
 """The ceiling of a spread's rank correlation, on samples whose ceiling is known."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from benchmarked import benchmark
 
 from m2s_runtime.grid import GRID
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "spread_ceiling.py"
 FROM_CENTRE = np.moveaxis(np.indices(GRID), 0, -1) - np.array([63.5, 63.5, 31.5])
 RADIUS = np.linalg.norm(FROM_CENTRE * (1, 1, 2), axis=-1)
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("spread_ceiling", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["spread_ceiling"] = module
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("spread_ceiling")
 
 
 def balls(offsets: np.ndarray, slope: float) -> np.ndarray:
