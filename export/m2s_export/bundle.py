@@ -25,16 +25,16 @@ from m2s_export.graphs import Graph, graphs
 from m2s_export.half import half_graphs
 from m2s_export.judge import Judge
 from m2s_export.precision import rounded, store_half
-from m2s_export.references import TorchEngine
+from m2s_export.references import NumpyEngine, Patched, TorchEngine
 from m2s_export.surfaces import as_drawn
 from m2s_export.to_onnx import check, to_onnx
 from m2s_export.training_run import NOT_STATED, TrainingRun
 from m2s_runtime import ddim, grid
 from m2s_runtime.atomic import write_bytes, write_text
 from m2s_runtime.bundle import MANIFEST, Bundle, load_bundle
-from m2s_runtime.engines import open_engine
+from m2s_runtime.engines import Engine, open_engine
 from m2s_runtime.errors import OutputError
-from m2s_runtime.manifest import SCHEMA, FileEntry, Flavour, Manifest, Parity, Schedule, Training, signatures
+from m2s_runtime.manifest import GRAPHS, SCHEMA, FileEntry, Flavour, Manifest, Parity, Schedule, Training, signatures
 from m2s_runtime.shift_error import NO_ERROR, Deviations
 from m2s_runtime.strict_json import dumps
 from m2s_runtime.versions import version
@@ -119,15 +119,24 @@ def publish_run(run: TrainingRun, out: Path, plan: Plan, *, overwrite: bool = Fa
     return publish(made, draft, out, plan, overwrite=overwrite)
 
 
-def publish(modules: Mapping[str, Graph], draft: Manifest, out: Path, plan: Plan, *, overwrite: bool = False) -> Bundle:
+def publish(
+    modules: Mapping[str, Graph],
+    draft: Manifest,
+    out: Path,
+    plan: Plan,
+    *,
+    overwrite: bool = False,
+    base: Bundle | None = None,
+) -> Bundle:
     """Exports, checks and moves a bundle to `out`, which holds the old one, the new one or nothing, never a part.
 
     Args:
-        modules: what the bundle shall equal.
-        draft: from `draft_manifest`.
+        modules: what the bundle shall equal; with `base`, as far as it is new.
+        draft: from `draft_manifest`, or that of `base` as far as it holds on.
         out: folder of the bundle.
         plan: what to publish.
         overwrite: whether a bundle already at `out` may go.
+        base: the bundle whose graphs are taken where there are no modules; none if there are modules of all.
 
     Raises:
         ParityError: a graph or surface deviates; `out` is untouched.
@@ -138,6 +147,8 @@ def publish(modules: Mapping[str, Graph], draft: Manifest, out: Path, plan: Plan
             _LOG.info("exporting graph %s", name)
             write_graph(folder / f"{name}.onnx", to_onnx(graph), half=plan.half)
         flavours = {"float16": _write_half(folder, modules, plan)} if plan.float16 else {}
+        if base is not None:
+            flavours = _take_rest(folder, base, flavours)
         write_manifest(folder, replace(draft, flavours=flavours))
         _LOG.info("comparing with PyTorch")
         measured = measure(modules, load_bundle(folder), plan)
@@ -171,14 +182,36 @@ def measure(modules: Mapping[str, Graph], bundle: Bundle, plan: Plan) -> Manifes
     Raises:
         ParityError: it deviates, in float32 or in a flavour.
     """
-    judge = Judge(bundle, TorchEngine(modules, bundle), plan.surface_cases)
+    reference, told = _reference(modules, bundle)
+    judge = Judge(bundle, reference, plan.surface_cases)
 
     def parity(precision: str) -> Parity:
         engine = open_engine(as_drawn(bundle), "onnx", "cpu", precision=precision)
-        return judge.parity(engine, precision, str(torch.__version__))
+        return judge.parity(engine, precision, told)
 
     flavours = {name: replace(f, parity=parity(name)) for name, f in bundle.manifest.flavours.items()}
     return replace(bundle.manifest, parity=parity("float32"), flavours=flavours)
+
+
+def _reference(modules: Mapping[str, Graph], bundle: Bundle) -> tuple[Engine, str]:
+    """What to compare with, and its versions: the modules; graphs of which there are none are evaluated in NumPy."""
+    ours, version = TorchEngine(modules, bundle), str(torch.__version__)
+    others = [name for name in GRAPHS if name not in modules]
+    if not others:
+        return ours, version
+    rest = NumpyEngine(bundle)
+    return Patched(ours, modules, rest), f"{version}; {', '.join(others)}: {rest.description}"
+
+
+def _take_rest(folder: Path, base: Bundle, flavours: Mapping[str, Flavour]) -> dict[str, Flavour]:
+    """Copies the graphs that `folder` has not; returns the flavours of both together."""
+    for name in base.manifest.files:
+        if name.endswith(".onnx") and not (folder / name).exists():
+            write_bytes(folder / name, base.read(name))
+    return {
+        name: Flavour(old.files | (flavours[name].files if name in flavours else {}))
+        for name, old in base.manifest.flavours.items()
+    }
 
 
 def _write_half(folder: Path, modules: Mapping[str, Graph], plan: Plan) -> Flavour:

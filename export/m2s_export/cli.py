@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from m2s_runtime.bundle import MANIFEST, load_bundle
+from m2s_runtime.bundle import MANIFEST, Bundle, load_bundle
 from m2s_runtime.errors import BUG, INTERRUPTED, BundleError, EngineError, Stop, UsageProblem, exit_codes
 from m2s_runtime.shift_error import Deviations
 from m2s_runtime.text import clean
@@ -25,6 +25,7 @@ _TAKES: Final = {
     "--import-monai-generative": {"imported", "out", "preset", "scale_factor", "overwrite"},
     "--check": {"check", "source", "record", "surfaces", "engine_dir"},
     "--engine trt": _BUNDLE | {"target", "engine_dir"},
+    "--onto": {"onto"} | _BUNDLE - {"engine", "precision", "store"},
     "--engine onnx": _BUNDLE,
 }
 """What is to be done -> the parameters that mean something then."""
@@ -106,6 +107,12 @@ _TAKES: Final = {
     help="Procedural hearts whose surfaces are compared; 0 for networks that know none yet.  "
     "[default: 2; 20 with --check and SOURCE or --record]",
 )
+@click.option(
+    "--onto",
+    metavar="BUNDLE",
+    help="Make a bundle of this one and the MCSR-Net of SOURCE, as of a run that fine-tuned it; settings stay its own "
+    "unless told.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle, checkpoint or engine that is there.")
 @click.option(
     "--check",
@@ -137,7 +144,9 @@ def export(source: Path | None, out: Path | None, engine: str, **given: Any) -> 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("m2s_export").setLevel(logging.INFO)
     out = out.resolve() if out else None
-    task = "--import-monai-generative" if given["imported"] else "--check" if given["check"] else f"--engine {engine}"
+    task = f"--engine {engine}"
+    for option, name in (("--onto", "onto"), ("--check", "check"), ("--import-monai-generative", "imported")):
+        task = option if given[name] else task
     _refuse_strays(task)
     if given["imported"]:
         import_weights(given["imported"], _wanted(out, "the run that the weights are for"), given)
@@ -148,7 +157,8 @@ def export(source: Path | None, out: Path | None, engine: str, **given: Any) -> 
     else:
         if source is None:
             raise UsageProblem("SOURCE is missing: give the folder of a training run, made by m2s-train")
-        export_run(source, _wanted(out, "the folder of the bundle, e.g. models/mine"), given)
+        wanted = _wanted(out, "the folder of the bundle, e.g. models/mine")
+        (export_onto if given["onto"] else export_run)(source, wanted, given)
 
 
 def _refuse_strays(task: str) -> None:
@@ -156,12 +166,15 @@ def _refuse_strays(task: str) -> None:
     context = click.get_current_context()
     for parameter in context.command.params:
         name = parameter.name or ""
-        told = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if told and name not in _TAKES[task]:
+        if _on_command_line(name) and name not in _TAKES[task]:
             flag = parameter.opts[-1] if isinstance(parameter, click.Option) else name.upper()
             takers = [other for other, takes in _TAKES.items() if name in takes and other != "--engine onnx"]
             only = f", only with {' or '.join(takers)}" if takers else ""
             raise UsageProblem(f"{flag}: means nothing with {task}{only}")
+
+
+def _on_command_line(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def _wanted(out: Path | None, what: str) -> Path:
@@ -193,7 +206,38 @@ def export_run(source: Path, out: Path, given: Mapping[str, Any]) -> None:
         steps=given["steps"], spread_scale=given["spread_scale"], notes=notes, flag_limits=limits,
         shift_error_mm=_deviations(given["shift_error"]), csdg_share=given["csdg_share"],
     )  # fmt: skip
-    bundle = publish_run(run, out, plan, overwrite=given["overwrite"])
+    _announce(publish_run(run, out, plan, overwrite=given["overwrite"]))
+
+
+def export_onto(source: Path, out: Path, given: Mapping[str, Any]) -> None:
+    """Makes a bundle of another one and a run's MCSR-Net; `given` are the options of `export`.
+
+    Raises:
+        Stop: of the kinds that `load_bundle` and `publish_onto` raise, or an extra that is not installed.
+    """
+    base = load_bundle(given["onto"])
+    told = {name: value for name, value in given.items() if _on_command_line(name)}
+    told |= {"notes": _notes(given["notes"])}
+    if "flag_limit" in told:
+        told["flag_limits"] = base.manifest.flag_limits | _limits(told["flag_limit"])
+    if "shift_error" in told:
+        told["shift_error_mm"] = _deviations(told["shift_error"])
+    if "surfaces" in told:
+        told["surface_cases"] = told["surfaces"]
+    try:
+        from m2s_export.bundle import refuse_existing
+        from m2s_export.onto import publish_onto
+    except ImportError as error:
+        raise _missing(error) from error
+    refuse_existing(out, overwrite=given["overwrite"])
+    _announce(publish_onto(base, source, out, told, overwrite=given["overwrite"]))
+    if not {"shift_error", "spread_scale"} <= told.keys():
+        click.echo(
+            f"spread calibrated as in {base.name}: m2s-eval spread finds its own --shift-error, --spread-scale"
+        )
+
+
+def _announce(bundle: Bundle) -> None:
     size = sum(entry.size for entry in bundle.manifest.files.values()) / 1e6
     parity = bundle.manifest.parity
     worst = max(parity.graphs.values(), key=lambda g: g.max_abs).max_abs

@@ -116,20 +116,27 @@ class Graph:
     output: str
 
 
-def graphs(nets: Nets, generator: torch.Generator | None = None) -> dict[str, Graph]:
-    """All graphs of a bundle in the order of the data flow, with random example inputs."""
-    track = not isinstance(nets.mcsr.motion, ImageMotionNet)
-    latent = (2, *nets.latent_shape)
+def mcsr_graphs(net: McsrNet, generator: torch.Generator | None = None) -> dict[str, Graph]:
+    """The two graphs of MCSR-Net, with random example inputs."""
+    track = not isinstance(net.motion, ImageMotionNet)
     slices = torch.randn(2, 1, IN_PLANE, IN_PLANE, SLICES, generator=generator)
     shifts = 3 * torch.randn(2, SLICES, 2, generator=generator)
     pool = torch.tensor([60.0, 67.0, 900.0]).repeat(2, SLICES, 1)
+    return {
+        "mc": Graph("mc", MotionGraph(net), {"slices": slices, "pool": pool}, "shifts")
+        if track
+        else Graph("mc", ImageMotionGraph(net), {"slices": slices}, "shifts"),
+        "sr": Graph("sr", SuperResolutionGraph(net), {"slices": slices, "shifts": shifts}, "prob"),
+    }
+
+
+def graphs(nets: Nets, generator: torch.Generator | None = None) -> dict[str, Graph]:
+    """All graphs of a bundle in the order of the data flow, with random example inputs."""
+    motion = mcsr_graphs(nets.mcsr, generator)
+    latent = (2, *nets.latent_shape)
     z, zc = (torch.randn(latent, generator=generator) for _ in range(2))
     t = torch.tensor([999, 111])
     made = (
-        Graph("mc", MotionGraph(nets.mcsr), {"slices": slices, "pool": pool}, "shifts")
-        if track
-        else Graph("mc", ImageMotionGraph(nets.mcsr), {"slices": slices}, "shifts"),
-        Graph("sr", SuperResolutionGraph(nets.mcsr), {"slices": slices, "shifts": shifts}, "prob"),
         Graph(
             "encode",
             EncodeGraph(nets.vqvae, nets.scale_factor),
@@ -139,4 +146,4 @@ def graphs(nets: Nets, generator: torch.Generator | None = None) -> dict[str, Gr
         Graph("denoise", DenoiseGraph(nets.denoiser), {"z": z, "zc": zc, "t": t}, "eps"),
         Graph("decode", DecodeGraph(nets.vqvae, nets.scale_factor), {"z": z}, "sdg"),
     )
-    return {graph.name: graph for graph in made}
+    return motion | {graph.name: graph for graph in made}

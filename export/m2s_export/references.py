@@ -1,7 +1,7 @@
 """What exported graphs are compared with, behind the runtime's engine protocol, so that one pipeline runs on either."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,6 +53,19 @@ class TorchEngine:
         with self._torch.inference_mode():
             answer = self._modules[graph](**tensors)
         return finite_outputs(graph, {spec.outputs[0].name: answer.numpy()})
+
+
+class Patched:
+    """Some graphs on one engine, the others on another."""
+
+    def __init__(self, patch: Engine, graphs: Collection[str], rest: Engine) -> None:
+        self.name, self.device, self.threads = patch.name, patch.device, patch.threads
+        self.description = f"{patch.description} and {rest.description}"
+        self._patch, self._graphs, self._rest = patch, frozenset(graphs), rest
+
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """See `m2s_runtime.engines.base.Engine.run`."""
+        return (self._patch if graph in self._graphs else self._rest).run(graph, inputs)
 
 
 class NumpyEngine:

@@ -37,7 +37,7 @@ class TrainingRun:
 
     def training(self, data: str | None = None, data_licence: str | None = None) -> Training:
         """For the manifest: steps, seed and seconds of each stage, and the data, as told or as the checkpoints say."""
-        stages = {name: _stage(m) for name, m in self.metadata.items()}
+        stages = {name: stage_of(m) for name, m in self.metadata.items()}
         return Training(data or self._told("data"), data_licence or self._told("data_licence"), stages)
 
     def _told(self, fact: str) -> str:
@@ -59,8 +59,7 @@ class TrainingRun:
         Raises:
             UsageProblem: what the checkpoint says is no such pair.
         """
-        told = self.metadata["mcsr"].get("step_range_mm")
-        return (NOMINAL_STEP, NOMINAL_STEP) if told is None else _step_range(told)
+        return step_range(self.metadata["mcsr"])
 
 
 def read_training_run(folder: Path) -> TrainingRun:
@@ -91,7 +90,24 @@ def read_training_run(folder: Path) -> TrainingRun:
     return TrainingRun(nets, metadata)
 
 
-def _stage(metadata: Metadata) -> Stage | NotedStage:
+def read_mcsr(folder: Path) -> tuple[Preset, McsrNet, Metadata]:
+    """The run's `mcsr/best.safetensors` alone, as a network of its preset.
+
+    Raises:
+        NoInputs: it is missing.
+        UsageProblem: it does not fit the networks of its preset.
+    """
+    weights, metadata = _load(folder / "mcsr" / CHECKPOINT)
+    preset = _preset(folder, {"mcsr": metadata})
+    return preset, _filled(McsrNet(preset.mcsr), weights, folder / "mcsr" / CHECKPOINT), metadata
+
+
+def stage_of(metadata: Metadata) -> Stage | NotedStage:
+    """For the manifest: steps, seed, seconds and notes of a checkpoint.
+
+    Raises:
+        UsageProblem: a number is none.
+    """
     try:
         steps, seed = int(metadata.get("step", "0")), int(metadata.get("seed", "0"))
         seconds = float(metadata.get("seconds", "0"))
@@ -112,7 +128,15 @@ def _notes(metadata: Metadata) -> list[str]:
     return notes
 
 
-def _step_range(told: str) -> tuple[float, float]:
+def step_range(metadata: Metadata) -> tuple[float, float]:
+    """Least and greatest slice step of a checkpoint of `mcsr`; the nominal one where it says nothing.
+
+    Raises:
+        UsageProblem: what it says is no such pair.
+    """
+    told = metadata.get("step_range_mm")
+    if told is None:
+        return NOMINAL_STEP, NOMINAL_STEP
     try:
         pair: Any = json.loads(told)
         low, high = (float(step) for step in pair)

@@ -3,17 +3,22 @@
 import io
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from m2s.data.store import SHARD, HeartStore, StoreSpec
+from m2s.data.store import StoreSpec, claim
 from m2s.nets.slice_moments import wall_centroids, wall_moments
 from m2s.pool import worker_pool
 from m2s_runtime.atomic import write_bytes
 from m2s_runtime.grid import CENTRE, UPSAMPLING
 from m2s_runtime.slices import pool_features
+
+PART: Final = 250
+"""Hearts in a file."""
+_AT_ONCE: Final = 25
 
 Doubles = npt.NDArray[np.float64]
 Complexes = npt.NDArray[np.complex128]
@@ -56,26 +61,49 @@ def slice_shapes(masks: npt.NDArray[np.bool_]) -> SliceShapes:
 
 
 def stored_shapes(folder: Path, spec: StoreSpec, workers: int = 1) -> SliceShapes:
-    """Of every heart of a finished store; kept beside its masks in `shapes.npz`."""
-    path = folder / "shapes.npz"
-    if path.is_file():
-        with np.load(path) as kept:
-            if len(kept["wall"]) == spec.hearts:
-                return SliceShapes(**{field.name: kept[field.name] for field in fields(SliceShapes)})
-    starts = range(0, spec.hearts, SHARD)
-    with worker_pool(workers) as pool:
-        parts = list(pool.map(_of_shard, [folder] * len(starts), [spec] * len(starts), starts))
-    shapes = SliceShapes(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(SliceShapes)))
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **vars(shapes))
-    write_bytes(path, buffer.getvalue())
-    return shapes
+    """Of every heart of a spec, in parts that are kept in `folder`; what is missing is made with `workers` processes.
+
+    A part holds some numbers of 250 hearts and none of their masks, so that tens of thousands of hearts take no room.
+    A stopped making goes on where it was.
+
+    Raises:
+        UsageProblem: the folder holds shapes of another spec.
+    """
+    claim(folder, spec)
+    starts = range(0, spec.hearts, PART)
+    missing = [start for start in starts if _made(folder, start) < min(PART, spec.hearts - start)]
+    if missing:
+        with worker_pool(workers) as pool:
+            list(pool.map(_make_part, [folder] * len(missing), [spec] * len(missing), missing))
+    parts = [_read(folder, start) for start in starts]
+    whole = SliceShapes(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(SliceShapes)))
+    # A folder may hold more hearts than are wanted now.
+    return SliceShapes(*(array[: spec.hearts] for array in vars(whole).values()))
 
 
-def _of_shard(folder: Path, spec: StoreSpec, start: int) -> SliceShapes:
+def _make_part(folder: Path, spec: StoreSpec, start: int) -> None:
     torch.set_num_threads(1)
-    store = HeartStore(folder, spec)
-    return slice_shapes(np.stack([store.mask(k) for k in range(start, min(start + SHARD, spec.hearts))]))
+    hearts = range(start, min(start + PART, spec.hearts))
+    batches = (hearts[k : k + _AT_ONCE] for k in range(0, len(hearts), _AT_ONCE))
+    made = [slice_shapes(np.stack([spec.heart(k).mask for k in batch])) for batch in batches]
+    buffer = io.BytesIO()
+    arrays = {f.name: np.concatenate([getattr(m, f.name) for m in made]) for f in fields(SliceShapes)}
+    np.savez(buffer, allow_pickle=False, **arrays)
+    write_bytes(_file(folder, start), buffer.getvalue())
+
+
+def _made(folder: Path, start: int) -> int:
+    """Hearts in a part; the last one may grow."""
+    return len(_read(folder, start)) if _file(folder, start).is_file() else 0
+
+
+def _read(folder: Path, start: int) -> SliceShapes:
+    with np.load(_file(folder, start)) as kept:
+        return SliceShapes(**{field.name: kept[field.name] for field in fields(SliceShapes)})
+
+
+def _file(folder: Path, start: int) -> Path:
+    return folder / f"shapes-{start:06d}.npz"
 
 
 def _complex(vectors: Doubles) -> Complexes:

@@ -27,7 +27,7 @@ from m2s_runtime.grid import MASK_GRID, SPACING, UPSAMPLING
 SHARD: Final = 25
 STEP_RANGE_MM: Final = (5.0, 14.0)
 """Slice steps of a store with varied steps."""
-_VARIED_STEP: Final = 0.3
+_VARIED_STEP: Final = 0.4
 """Share of the hearts cut at another slice step than 10 mm."""
 
 
@@ -149,7 +149,7 @@ def open_store(folder: Path, spec: StoreSpec, workers: int = 1) -> HeartStore:
     Raises:
         UsageProblem: the folder holds a store made with another spec.
     """
-    _claim(folder, spec)
+    claim(folder, spec)
     shards = range((spec.hearts + SHARD - 1) // SHARD)
     missing = [k for k in shards if _made(folder, k) < min(SHARD, spec.hearts - k * SHARD)]
     if missing:
@@ -164,7 +164,12 @@ def _made(folder: Path, shard: int) -> int:
     return len(json.loads(path.read_text())) if path.is_file() else 0
 
 
-def _claim(folder: Path, spec: StoreSpec) -> None:
+def claim(folder: Path, spec: StoreSpec) -> None:
+    """Marks a folder as one of a spec's hearts, however many.
+
+    Raises:
+        UsageProblem: it holds hearts of another spec.
+    """
     marker, text = folder / "store.json", json.dumps(asdict(spec) | {"hearts": 0}, indent=1)
     if not marker.is_file():
         spec.heart(0)  # refuses a source that cannot be used before the folder is claimed for it

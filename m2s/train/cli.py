@@ -61,7 +61,7 @@ def _tuning(command: Callable[..., None]) -> Callable[..., None]:
     init = click.option(
         "--init",
         type=click.Path(path_type=Path),
-        help="Fine-tune the weights of this run (mcsr: or of its mcsr/best.safetensors); with --data.",
+        help="Fine-tune the weights of this run (mcsr: or of this bundle, or of mcsr/best.safetensors); with --data.",
     )
     data = click.option(
         "--data",
@@ -80,6 +80,12 @@ def main() -> None:
 
 
 @main.command()
+@click.option(
+    "--motion-hearts",
+    type=click.IntRange(1),
+    help="Hearts for MC-Net of compact alone, which keeps only some numbers of each.  [default: 16 times --hearts with "
+    "--atlas, else --hearts]",
+)
 @_tuning
 def mcsr(**options: object) -> None:
     """Motion correction and super-resolution."""

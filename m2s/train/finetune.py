@@ -26,6 +26,8 @@ from m2s.train.checkpoint import Metadata, load_weights, save_weights
 from m2s.train.loop import Arrays, Batch, Facts, Figures, device_of
 from m2s.train.mcsr import soft_dice, stack_inputs, stack_samples, symmetry
 from m2s.train.published import micro_dice, weight_penalty
+from m2s.train.shipped import is_bundle, mcsr_weights
+from m2s_runtime.bundle import load_bundle
 from m2s_runtime.errors import NoInputs, UsageProblem
 
 JUDGED_PAIRS: Final = 48
@@ -37,7 +39,7 @@ _KEPT: Final = ("preset", "data_licence", "step_range_mm", "note", "licence")
 
 @dataclass(frozen=True)
 class Initial:
-    """Weights to start from, what their checkpoint says, and the first half of the file's sha256."""
+    """Weights to start from, what their checkpoint or bundle says, and the first half of the file's sha256."""
 
     weights: dict[str, Tensor]
     metadata: Metadata
@@ -45,18 +47,24 @@ class Initial:
 
 
 def read_initial(path: Path, preset: str) -> Initial:
-    """Reads `--init`: a checkpoint of stage `mcsr`, or the run folder that holds one.
+    """Reads `--init`: a bundle, a checkpoint of stage `mcsr`, or the run folder that holds one.
 
     Raises:
         NoInputs: no such file.
-        UsageProblem: not a checkpoint, one of another stage or preset, or one that does not fit its preset.
+        BundleError: a bundle that is not whole.
+        UsageProblem: not a checkpoint, one of another stage or preset, or one that does not fit its preset; a bundle
+            whose graphs do not keep the weights.
     """
-    file = path / "mcsr" / "best.safetensors" if path.is_dir() else path
-    if not file.is_file():
+    file = path / "mcsr" / "best.safetensors" if path.is_dir() and not is_bundle(path) else path
+    if is_bundle(path):
+        initial = Initial(*mcsr_weights(load_bundle(path)))
+    elif file.is_file():
+        initial = read_checkpoint(file)
+    else:
         raise NoInputs(
-            f"{file}: no such checkpoint; --init takes <run> or <run>/mcsr/best.safetensors of m2s-train mcsr"
+            f"{file}: no such checkpoint; --init takes a bundle, or <run> or <run>/mcsr/best.safetensors of "
+            "m2s-train mcsr"
         )
-    initial = read_checkpoint(file)
     weights, metadata = initial.weights, initial.metadata
     if metadata.get("stage") != "mcsr":
         raise UsageProblem(f"{file}: a checkpoint of stage {metadata.get('stage', '?')}; fine-tuning starts from mcsr")

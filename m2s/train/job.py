@@ -1,6 +1,6 @@
 """What a training command was asked for: which hearts, which recipe, where to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 Split = Literal["training", "selection"]
 
 SELECTION_HEARTS: Final = 25
+MOTION_HEARTS: Final = 16
+"""Hearts of MC-Net to one of the other networks: it reads some numbers of each, and learns from all it is given."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Job:
     init: Path | None = None
     data: Path | None = None
     prepared: str | None = None
+    motion_hearts: int | None = None
 
     @property
     def changes(self) -> dict[str, float | int | None]:
@@ -60,6 +63,15 @@ class Job:
         seed = 2 * self.seed + distances if split == "training" else 2 * self.seed + distances + 1_000_003
         healthy = HEALTHY if split == "training" and self.atlas is not None and not self.published else 0.0
         return StoreSpec(self.atlas, split, count, seed, distances, varied, self.label_maps, healthy, self.prepared)
+
+    def motion_spec(self, split: Split) -> "StoreSpec":
+        """The hearts that MC-Net of `compact` alone reads: of an atlas `MOTION_HEARTS` times those of the others."""
+        spec = self.spec(split, distances=False)
+        many = self.atlas is not None and self.preset != "tiny"
+        count = MOTION_HEARTS * spec.hearts if many else spec.hearts
+        if self.motion_hearts is not None and split == "training":
+            count = self.motion_hearts if self.label_maps is None else min(self.motion_hearts, spec.hearts)
+        return replace(spec, hearts=count)
 
     def facts(self, spec: "StoreSpec") -> dict[str, str]:
         """What a checkpoint says of itself."""

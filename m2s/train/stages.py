@@ -15,7 +15,7 @@ from m2s_runtime.grid import GRID, NOMINAL_STEP
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from m2s.data.store import HeartStore, StoreSpec
+    from m2s.data.store import StoreSpec
     from m2s.nets.mcsr import McsrNet
     from m2s.nets.vqvae import VqVae
     from m2s.train.recipes import StageName
@@ -54,13 +54,13 @@ def _mcsr(job: Job) -> None:
     kind = PublishedMcsrStage if job.published else McsrStage
     stage = kind(size, source, selection, job.facts(store.spec) | _step_range(store.spec))
     if size.motion == "track":
-        stage.adopt_motion(*_motion(job, store.spec, selection))
+        stage.adopt_motion(*_motion(job))
     plan = recipe(job.preset, "mcsr", STACKS_A_MASK * job.hearts, **job.changes)
     figures = fit(stage, plan, job.run / "mcsr", device=job.device, quiet=job.quiet)
     _report(figures)
 
 
-def _motion(job: Job, spec: "StoreSpec", selection: "HeartStore") -> tuple[dict[str, "Tensor"], dict[str, str]]:
+def _motion(job: Job) -> tuple[dict[str, "Tensor"], dict[str, str]]:
     """MC-Net of `compact`, trained in a quarter of the time: its weights and the metadata of its checkpoint."""
     from m2s.data.shapes import stored_shapes
     from m2s.train.checkpoint import load_weights
@@ -68,9 +68,9 @@ def _motion(job: Job, spec: "StoreSpec", selection: "HeartStore") -> tuple[dict[
     from m2s.train.motion import MotionStage, ShapeSource, Wear, training_law
     from m2s.train.recipes import recipe
 
-    folder = job.folder("training", distances=False)
+    spec, folder = job.motion_spec("training"), job.run / "hearts" / "motion"
     stored_shapes(folder, spec, job.workers)
-    judged = stored_shapes(job.folder("selection", distances=False), selection.spec, job.workers)
+    judged = stored_shapes(job.run / "hearts" / "motion-selection", job.motion_spec("selection"), job.workers)
     source = ShapeSource(folder, spec, job.seed, training_law(), Wear())
     stage = MotionStage(PRESETS[job.preset].mcsr, source, judged, job.facts(spec))
     # Batch and rate on the command line are those of SR-Net.
@@ -187,6 +187,7 @@ def _fine_tune(job: Job, init: Path, data: Path) -> None:
     )
     from m2s.train.loop import fit
     from m2s.train.recipes import recipe
+    from m2s.train.shipped import is_bundle
 
     size, initial = PRESETS[job.preset].mcsr, read_initial(init, job.preset)
     folder = claim(job.run, initial)
@@ -204,7 +205,9 @@ def _fine_tune(job: Job, init: Path, data: Path) -> None:
     after = fit(stage, plan, folder, device=job.device, quiet=job.quiet)
     kept = keep_better(folder, initial, before, after)
     _report({f"{name}_before": value for name, value in before.items()} | kept)
-    if copied := adopt_other_stages(job.run, init):
+    if is_bundle(init):
+        click.echo(f"now: m2s-export {job.run} --onto {init} --out BUNDLE", err=True)
+    elif copied := adopt_other_stages(job.run, init):
         click.echo(f"copied as they are: {', '.join(copied)}", err=True)
 
 

@@ -1,9 +1,13 @@
 """MC-Net on slice shapes: moments against sums over pixels, symmetry, closed-form motion against moved images."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from m2s.data import shapes
 from m2s.data.heart import keyed_rng
 from m2s.data.lost_slices import lose_apex
 from m2s.data.phantom import phantom
@@ -15,7 +19,9 @@ from m2s.nets.motion import TrackMotionNet
 from m2s.nets.presets import PRESETS
 from m2s.nets.slice_moments import FEATURES, MOMENTS, RADIUS_MM, slice_features, turned, wall_centroids, wall_moments
 from m2s.train import motion
+from m2s.train.job import Job
 from m2s.train.stretch import DILATATION, LOG_SIZE, stretched, stretched_by
+from m2s_runtime.errors import UsageProblem
 from m2s_runtime.slices import centre_shifts, pool_features, signed_distance, wall_slices
 
 
@@ -155,18 +161,42 @@ def test_blocks_of_slices_move_together():
     assert (np.hypot(*shifts.T) == 0).mean() > 0.25
 
 
-def test_stored_shapes_are_kept_and_follow_a_store_that_grows(tmp_path):
-    spec = StoreSpec(None, hearts=2, seed=6)
-    store = open_store(tmp_path, spec)
+def test_stored_shapes_are_kept_and_grow(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "PART", 2)
+    spec = StoreSpec(None, hearts=3, seed=6)
     first = stored_shapes(tmp_path, spec)
-    direct = slice_shapes(np.stack([store.mask(k) for k in range(2)]))
+    direct = slice_shapes(np.stack([spec.heart(k).mask for k in range(3)]))
     np.testing.assert_allclose(first.moments, direct.moments)
-    marked = (tmp_path / "shapes.npz").stat().st_mtime_ns
-    stored_shapes(tmp_path, spec)
-    assert (tmp_path / "shapes.npz").stat().st_mtime_ns == marked
-    grown = StoreSpec(None, hearts=3, seed=6)
-    open_store(tmp_path, grown)
-    assert len(stored_shapes(tmp_path, grown)) == 3
+    assert not list(tmp_path.glob("masks*"))
+    kept = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("shapes-*")}
+    assert len(kept) == 2
+    np.testing.assert_array_equal(stored_shapes(tmp_path, spec).wall, first.wall)
+    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("shapes-*")} == kept
+    grown = stored_shapes(tmp_path, replace(spec, hearts=4))
+    np.testing.assert_array_equal(grown.wall[:3], first.wall)
+    assert (tmp_path / "shapes-000000.npz").stat().st_mtime_ns == kept["shapes-000000.npz"]
+    assert len(grown) == 4
+    assert len(stored_shapes(tmp_path, spec)) == 3
+    with pytest.raises(UsageProblem, match="other options"):
+        stored_shapes(tmp_path, replace(spec, seed=7))
+
+
+def test_a_stopped_making_of_shapes_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "PART", 1)
+    spec = StoreSpec(None, hearts=3, seed=6)
+    whole = stored_shapes(tmp_path / "whole", spec)
+    stored_shapes(tmp_path / "torn", spec)
+    (tmp_path / "torn" / "shapes-000001.npz").unlink()
+    (tmp_path / "torn" / ".shapes-000001.npz.tmp").write_bytes(b"half")
+    np.testing.assert_array_equal(stored_shapes(tmp_path / "torn", spec).area, whole.area)
+
+
+def test_mc_net_has_hearts_of_its_own():
+    job = Job(Path("run"), "compact", "atlas", None, 100, 0, "cpu", 1, 1, True, None, None, None, None)
+    assert [job.motion_spec(s).hearts for s in ("training", "selection")] == [1600, 400]
+    assert replace(job, motion_hearts=70).motion_spec("training").hearts == 70
+    assert replace(job, atlas=None).motion_spec("training").hearts == 100
+    assert replace(job.motion_spec("training"), hearts=100) == job.spec("training", distances=False)
 
 
 def test_the_loss_of_the_right_answer_is_zero(tmp_path):
