@@ -232,9 +232,7 @@ def export_onto(source: Path, out: Path, given: Mapping[str, Any]) -> None:
     refuse_existing(out, overwrite=given["overwrite"])
     _announce(publish_onto(base, source, out, told, overwrite=given["overwrite"]))
     if not {"shift_error", "spread_scale"} <= told.keys():
-        click.echo(
-            f"spread calibrated as in {base.name}: m2s-eval spread finds its own --shift-error, --spread-scale"
-        )
+        click.echo(f"spread calibrated as in {base.name}: m2s-eval spread finds its own --shift-error, --spread-scale")
 
 
 def _announce(bundle: Bundle) -> None:
