@@ -25,10 +25,12 @@ _TAKES: Final = {
     "--import-monai-generative": {"imported", "out", "preset", "scale_factor", "overwrite"},
     "--check": {"check", "source", "record", "surfaces", "engine_dir"},
     "--engine trt": _BUNDLE | {"target", "engine_dir"},
-    "--onto": {"onto"} | _BUNDLE - {"engine", "precision", "store"},
+    "--onto": {"onto"} | _BUNDLE - {"precision", "store"},
     "--engine onnx": _BUNDLE,
 }
 """What is to be done -> the parameters that mean something then."""
+_USUAL: Final = ("--engine onnx", "--onto")
+"""What nobody has to be pointed to."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=exit_codes())
@@ -146,11 +148,13 @@ def export(source: Path | None, out: Path | None, engine: str, **given: Any) -> 
     out = out.resolve() if out else None
     task = f"--engine {engine}"
     for option, name in (("--onto", "onto"), ("--check", "check"), ("--import-monai-generative", "imported")):
-        task = option if given[name] else task
+        task = option if given[name] is not None else task
     _refuse_strays(task)
-    if given["imported"]:
+    if task == "--onto" and engine == "trt":
+        raise UsageProblem("--onto makes a bundle: leave --engine trt out, then give it the new bundle")
+    if task == "--import-monai-generative":
         import_weights(given["imported"], _wanted(out, "the run that the weights are for"), given)
-    elif given["check"]:
+    elif task == "--check":
         check(given["check"], source, given)
     elif engine == "trt":
         build(source, out, given)
@@ -158,7 +162,7 @@ def export(source: Path | None, out: Path | None, engine: str, **given: Any) -> 
         if source is None:
             raise UsageProblem("SOURCE is missing: give the folder of a training run, made by m2s-train")
         wanted = _wanted(out, "the folder of the bundle, e.g. models/mine")
-        (export_onto if given["onto"] else export_run)(source, wanted, given)
+        (export_onto if task == "--onto" else export_run)(source, wanted, given)
 
 
 def _refuse_strays(task: str) -> None:
@@ -168,7 +172,7 @@ def _refuse_strays(task: str) -> None:
         name = parameter.name or ""
         if _on_command_line(name) and name not in _TAKES[task]:
             flag = parameter.opts[-1] if isinstance(parameter, click.Option) else name.upper()
-            takers = [other for other, takes in _TAKES.items() if name in takes and other != "--engine onnx"]
+            takers = [other for other, takes in _TAKES.items() if name in takes and other not in _USUAL]
             only = f", only with {' or '.join(takers)}" if takers else ""
             raise UsageProblem(f"{flag}: means nothing with {task}{only}")
 

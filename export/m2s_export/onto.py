@@ -1,16 +1,18 @@
 """A fine-tuned MCSR-Net put in the place of a bundle's own; the other networks stay, file by file, as they are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from m2s.nets.presets import Preset
 from m2s.train.checkpoint import Metadata
+from m2s.train.provenance import by_stage, joined
+from m2s.train.shipped import LICENSED
 from m2s_export.bundle import Plan, commit, publish
 from m2s_export.graphs import mcsr_graphs
 from m2s_export.precision import round_weights
-from m2s_export.training_run import NOT_STATED, read_mcsr, stage_of, step_range
+from m2s_export.training_run import NOT_RECORDED, NOT_STATED, read_mcsr, stage_of, step_range
 from m2s_runtime.bundle import Bundle
 from m2s_runtime.errors import UsageProblem
 from m2s_runtime.manifest import Manifest, Training
@@ -59,9 +61,11 @@ def _check_fit(base: Bundle, run: Path, preset: Preset) -> None:
 def _draft(base: Manifest, metadata: Metadata, name: str, told: Mapping[str, Any]) -> Manifest:
     """The manifest of `base` as far as it holds on."""
     settings = ("temperature", "steps", "csdg_share", "spread_scale", "shift_error_mm", "flag_limits")
+    stages = tuple(base.training.stages)
     training = Training(
-        told.get("data") or _joined(metadata.get("data", "not recorded"), base.training.data),
-        told.get("data_licence") or _joined(metadata.get("data_licence", "not recorded"), base.training.data_licence),
+        told.get("data") or _replaced(base.training.data, metadata.get("data", NOT_RECORDED), stages),
+        told.get("data_licence")
+        or _replaced(base.training.data_licence, metadata.get("data_licence", NOT_RECORDED), stages),
         base.training.stages | {"mcsr": stage_of(metadata)},
     )
     return replace(
@@ -69,7 +73,7 @@ def _draft(base: Manifest, metadata: Metadata, name: str, told: Mapping[str, Any
         name=name,
         mask2surface=version(),
         commit=commit(),
-        licence=told.get("licence") or metadata.get("licence", NOT_STATED),
+        licence=told.get("licence") or _replaced(base.licence, metadata.get("licence", NOT_STATED), LICENSED),
         step_range_mm=step_range(metadata),
         training=training,
         proven={},
@@ -77,5 +81,6 @@ def _draft(base: Manifest, metadata: Metadata, name: str, told: Mapping[str, Any
     )
 
 
-def _joined(ours: str, base: str) -> str:
-    return base if ours == base else f"mcsr: {ours}; the rest: {base}"
+def _replaced(base: str, ours: str, stages: Sequence[str]) -> str:
+    """What a text says of stages, with ours for `mcsr`."""
+    return joined(by_stage(base, stages) | {"mcsr": ours})

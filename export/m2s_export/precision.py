@@ -51,7 +51,9 @@ def round_weights(module: M) -> M:
                 continue
             half = weight.half()
             if not half.isfinite().all():
-                raise UsageProblem(f"weight {name} holds a number that float16 cannot: export with --store float32")
+                raise UsageProblem(
+                    f"weight {name} holds a number that float16 cannot: train on, or export a run with --store float32"
+                )
             weight.copy_(half.float())
     return copied
 

@@ -14,6 +14,7 @@ from m2s.nets.mcsr import McsrNet
 from m2s.nets.presets import PRESETS, Preset
 from m2s.nets.vqvae import VqVae
 from m2s.train.checkpoint import Metadata, load_weights
+from m2s.train.provenance import joined
 from m2s_export.graphs import Nets
 from m2s_runtime.errors import NoInputs, UsageProblem
 from m2s_runtime.grid import NOMINAL_STEP
@@ -24,6 +25,8 @@ DECODER: Final = "decoder"
 """The stage that a run may do without: `vqvae` with a decoder that has learnt to read the denoiser's latents."""
 CHECKPOINT: Final = "best.safetensors"
 NOT_STATED: Final = "not stated"
+NOT_RECORDED: Final = "not recorded"
+_SOURCE: Final = "SOURCE is the folder of a training run, made by m2s-train"
 _CODEBOOKS: Final = {"ema": "moving averages", "gradient": "gradient (Eq. 1)"}
 N = TypeVar("N", bound=nn.Module)
 
@@ -42,10 +45,7 @@ class TrainingRun:
 
     def _told(self, fact: str) -> str:
         """What the checkpoints say, once where they agree, by stage where they do not."""
-        told = {stage: m.get(fact, "not recorded") for stage, m in self.metadata.items()}
-        if len(set(told.values())) == 1:
-            return told["diffusion"]
-        return "; ".join(f"{stage}: {said}" for stage, said in told.items())
+        return joined({stage: m.get(fact, NOT_RECORDED) for stage, m in self.metadata.items()})
 
     @property
     def licence(self) -> str:
@@ -151,7 +151,9 @@ def _load(path: Path) -> tuple[dict[str, Tensor], Metadata]:
     try:
         return load_weights(path)
     except FileNotFoundError as error:
-        raise NoInputs(f"{path}: missing; SOURCE is the folder of a training run, made by m2s-train") from error
+        tuned = (path.parents[1] / "mcsr" / CHECKPOINT).is_file()
+        remedy = "train that stage, or add --onto BUNDLE if only mcsr is new" if tuned else _SOURCE
+        raise NoInputs(f"{path}: missing; {remedy}") from error
     except Exception as error:  # the Rust reader's errors are its own
         raise UsageProblem(f"{path}: not a safetensors checkpoint ({error}); train the stage again") from error
 

@@ -27,8 +27,6 @@ from m2s_runtime.grid import MASK_GRID, SPACING, UPSAMPLING
 SHARD: Final = 25
 STEP_RANGE_MM: Final = (5.0, 14.0)
 """Slice steps of a store with varied steps."""
-_VARIED_STEP: Final = 0.4
-"""Share of the hearts cut at another slice step than 10 mm."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,7 @@ class StoreSpec:
         label_maps: folder of the paper's data set instead of an atlas. With neither the hearts are phantoms.
         healthy: share of the training hearts that vary no further than the validation cohort; atlas only.
         prepared: folder of `m2s-train prepare`: the surfaces of the label maps are its fitted templates.
+        varied_share: share of the hearts cut at another slice step than 10 mm, where steps vary.
     """
 
     atlas: str | None
@@ -56,6 +55,7 @@ class StoreSpec:
     label_maps: str | None = None
     healthy: float = 0.0
     prepared: str | None = None
+    varied_share: float = 0.3
 
     @property
     def origin(self) -> dict[str, str]:
@@ -91,7 +91,7 @@ class StoreSpec:
         narrow = self.split == "selection" or (self.healthy > 0 and rng.uniform() < self.healthy)
         cohort = AtlasCohort(self.atlas, rows, self.seed, augment=VALIDATION if narrow else TRAINING)
         plane_mm = SPACING[2]
-        if self.varied_steps and rng.uniform() < _VARIED_STEP:
+        if self.varied_steps and rng.uniform() < self.varied_share:
             least, most = (step / UPSAMPLING for step in STEP_RANGE_MM)
             plane_mm = cohort.fitting_plane(row, phase, index, least, most)
         return cohort.heart(row, phase, index, plane_mm)

@@ -85,7 +85,10 @@ def _stand_on(folder: Path, earlier: tuple[str, ...], stage: str) -> None:
 
 def _first(name: str, stage: str, run: Path, size: Size) -> "Initial":
     from m2s.train.finetune import read_checkpoint
+    from m2s.train.shipped import bundle_at
 
+    if bundle_at(run):
+        raise UsageProblem(f"{run}: a bundle holds no {name}; --init takes the run that it was trained in")
     if not (run / name).is_dir():
         raise NoInputs(f"{run}: no {name} in this run; m2s-train baseline {name} {run} trains it")
     first = read_checkpoint(run / name / stage / "best.safetensors")

@@ -83,8 +83,8 @@ def main() -> None:
 @click.option(
     "--motion-hearts",
     type=click.IntRange(1),
-    help="Hearts for MC-Net of compact alone, which keeps only some numbers of each.  [default: 16 times --hearts with "
-    "--atlas, else --hearts]",
+    help="Hearts for MC-Net of compact alone, which keeps only some numbers of each.  [default: with --preset compact "
+    "--atlas 16 times --hearts, else --hearts]",
 )
 @_tuning
 def mcsr(**options: object) -> None:

@@ -26,7 +26,7 @@ from m2s.train.checkpoint import Metadata, load_weights, save_weights
 from m2s.train.loop import Arrays, Batch, Facts, Figures, device_of
 from m2s.train.mcsr import soft_dice, stack_inputs, stack_samples, symmetry
 from m2s.train.published import micro_dice, weight_penalty
-from m2s.train.shipped import is_bundle, mcsr_weights
+from m2s.train.shipped import bundle_at, mcsr_weights
 from m2s_runtime.bundle import load_bundle
 from m2s_runtime.errors import NoInputs, UsageProblem
 
@@ -55,9 +55,9 @@ def read_initial(path: Path, preset: str) -> Initial:
         UsageProblem: not a checkpoint, one of another stage or preset, or one that does not fit its preset; a bundle
             whose graphs do not keep the weights.
     """
-    file = path / "mcsr" / "best.safetensors" if path.is_dir() and not is_bundle(path) else path
-    if is_bundle(path):
-        initial = Initial(*mcsr_weights(load_bundle(path)))
+    file = path / "mcsr" / "best.safetensors" if path.is_dir() else path
+    if bundle := bundle_at(path):
+        initial = Initial(*mcsr_weights(load_bundle(bundle)))
     elif file.is_file():
         initial = read_checkpoint(file)
     else:

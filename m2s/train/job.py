@@ -14,6 +14,8 @@ Split = Literal["training", "selection"]
 SELECTION_HEARTS: Final = 25
 MOTION_HEARTS: Final = 16
 """Hearts of MC-Net to one of the other networks: it reads some numbers of each, and learns from all it is given."""
+VARIED_SHARE: Final = 0.4
+"""Share of its hearts that are cut at another slice step than 10 mm."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Job:
         count = MOTION_HEARTS * spec.hearts if many else spec.hearts
         if self.motion_hearts is not None and split == "training":
             count = self.motion_hearts if self.label_maps is None else min(self.motion_hearts, spec.hearts)
-        return replace(spec, hearts=count)
+        share = VARIED_SHARE if spec.varied_steps else spec.varied_share
+        return replace(spec, hearts=count, varied_share=share)
 
     def facts(self, spec: "StoreSpec") -> dict[str, str]:
         """What a checkpoint says of itself."""
@@ -99,6 +102,9 @@ def job_of(options: dict[str, object]) -> Job:
     if options["prepared"] and not options["label_maps"]:
         raise UsageProblem("--prepared FOLDER holds fits of label maps: add --label-maps FOLDER")
     _check_sources(sum(map(bool, sources)), [name for name in ("init", "data") if options.get(name)])
+    if options.get("motion_hearts") and (options.get("init") or options["preset"] == "paper"):
+        what = "--init, which learns from --data" if options.get("init") else "--preset paper, whose MC-Net sees images"
+        raise UsageProblem(f"--motion-hearts means nothing with {what}: leave it out")
     import torch
 
     if options["device"] == "auto":

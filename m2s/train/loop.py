@@ -151,6 +151,44 @@ def fit(stage: Stage, recipe: Recipe, folder: Path, *, device: str = "cpu", quie
     return run.best_figures()
 
 
+def finished(folder: Path, recipe: Recipe) -> bool:
+    """Whether a training in `folder` has come to the end of its recipe."""
+    last = folder / "last.safetensors"
+    if not last.is_file():
+        return False
+    at = Progression(**load_state(last)[1])
+    return _share(recipe, at.step, at.seconds) >= 1.0
+
+
+def judge_anew(folder: Path, judged_by: str) -> None:
+    """Forgets the best validation so far where it was by others than `judged_by`, a fact of the stage."""
+    best = folder / "best.safetensors"
+    if best.is_file() and load_weights(best)[1].get("judged_by") != judged_by:
+        _change(folder, {})
+
+
+def put_in(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Puts weights of another training into a stopped one, which would go on with those that it had of it."""
+    last = folder / "last.safetensors"
+    if last.is_file():
+        model = load_state(last)[0]["model"]
+        if any(not model[name].equal(tensor) for name, tensor in weights.items()):
+            _change(folder, weights)
+
+
+def _change(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Rewrites where a training stopped: with these weights, and without a best validation."""
+    tensors, metadata = load_state(folder / "last.safetensors")
+    for held in {"model", "average"} & tensors.keys():
+        tensors[held] |= weights
+    save_state(folder / "last.safetensors", tensors, metadata | {"best": math.inf})
+
+
+def _share(recipe: Recipe, steps: int, seconds: float) -> float:
+    """How much of a recipe's budget is used, 0 to 1."""
+    return max(steps / recipe.steps, seconds / 60 / recipe.minutes if recipe.minutes else 0.0)
+
+
 class _Run:
     def __init__(self, stage: Stage, recipe: Recipe, folder: Path, device: str) -> None:
         torch.manual_seed(recipe.seed)
@@ -179,8 +217,7 @@ class _Run:
 
     def share(self) -> float:
         """How much of the budget is used, 0 to 1."""
-        minutes = (self.now() - self.began) / 60
-        return max(self.at.step / self.recipe.steps, minutes / self.recipe.minutes if self.recipe.minutes else 0.0)
+        return _share(self.recipe, self.at.step, self.now() - self.began)
 
     def step(self, arrays: Arrays) -> Figures:
         self.model.train()

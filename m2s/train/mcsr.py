@@ -119,7 +119,8 @@ class McsrStage:
     def adopt_motion(self, weights: dict[str, Tensor], metadata: Facts) -> None:
         """Takes a trained MC-Net, keeps it from changing and notes where it comes from."""
         net: McsrNet = self.model  # pyright: ignore[reportAssignmentType]
-        note = f"MC-Net before it, alone: {metadata['step']} steps, {metadata['seconds']} s"
+        hearts = f" on {metadata['hearts']} hearts" if "hearts" in metadata else ""
+        note = f"MC-Net before it, alone: {metadata['step']} steps{hearts}, {metadata['seconds']} s"
         self.facts = self.facts | {"note": note}
         net.motion.load_state_dict(weights)
         net.motion.requires_grad_(requires_grad=False)

@@ -12,8 +12,9 @@ from torch import Tensor
 from m2s.nets.mcsr import McsrNet
 from m2s.nets.presets import PRESETS
 from m2s.train.checkpoint import Metadata
-from m2s_runtime.bundle import MANIFEST, Bundle
-from m2s_runtime.errors import UsageProblem
+from m2s.train.provenance import by_stage
+from m2s_runtime.bundle import MANIFEST, Bundle, find_bundle
+from m2s_runtime.errors import BundleError, EngineError, UsageProblem
 from m2s_runtime.manifest import Manifest, NotedStage
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _GRAPHS: Final = {"mc": "", "sr": "net."}
 """Graphs of MCSR-Net, and what stands before the names of its weights in each."""
+LICENSED: Final = ("mcsr", "the rest")
+"""Parts of a bundle whose weights may have licences of their own."""
 _HALF: Final = ".half"
 """Ending of a weight stored as float16, see `m2s_export.precision.store_half`."""
 
@@ -31,11 +34,14 @@ def mcsr_weights(bundle: Bundle) -> tuple[dict[str, Tensor], Metadata, str]:
     Weights are as the bundle stores them: rounded to float16 where its manifest says so.
 
     Raises:
-        UsageProblem: its preset is unknown, or its graphs do not keep every weight under its name, as where a batch
-            norm was folded into the convolution before it.
+        EngineError: the package onnx is not installed.
+        UsageProblem: its preset is unknown, or its graphs do not keep every weight under its name: of preset `paper`
+            they do not, whose batch norms are folded into the convolutions before them.
     """
-    import onnx
-
+    try:
+        import onnx
+    except ImportError as error:
+        raise EngineError(f'onnx is not installed ({error}); run `pip install "mask2surface[train]"`') from error
     preset = PRESETS.get(bundle.manifest.preset)
     if preset is None:
         raise UsageProblem(f"{bundle.path}: preset {bundle.manifest.preset!r} is not one of {', '.join(PRESETS)}")
@@ -67,12 +73,13 @@ def _weights(model: "ModelProto", prefix: str) -> dict[str, Tensor]:
 
 
 def _metadata(manifest: Manifest) -> Metadata:
+    stages = ("mcsr", *manifest.training.stages)
     told = {
         "stage": "mcsr",
         "preset": manifest.preset,
-        "licence": manifest.licence,
-        "data": manifest.training.data,
-        "data_licence": manifest.training.data_licence,
+        "licence": by_stage(manifest.licence, LICENSED)["mcsr"],
+        "data": by_stage(manifest.training.data, stages)["mcsr"],
+        "data_licence": by_stage(manifest.training.data_licence, stages)["mcsr"],
         "step_range_mm": json.dumps(manifest.step_range_mm),
     }
     stage = manifest.training.stages.get("mcsr")
@@ -81,6 +88,13 @@ def _metadata(manifest: Manifest) -> Metadata:
     return told | ({"note": stage.note} if isinstance(stage, NotedStage) else {})
 
 
-def is_bundle(path: Path) -> bool:
-    """Whether a folder holds a manifest."""
-    return (path / MANIFEST).is_file()
+def bundle_at(path: Path) -> Path | None:
+    """The folder of the bundle that a path or a bare name stands for; None where it is something else, or nothing."""
+    if (path / MANIFEST).is_file():
+        return path
+    if path.exists() or len(path.parts) != 1:
+        return None
+    try:
+        return find_bundle(path.name)
+    except BundleError:
+        return None

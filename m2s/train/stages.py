@@ -1,6 +1,7 @@
 """The stages of a training run: each opens its hearts, makes its network and hands both to the one loop."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,7 +16,7 @@ from m2s_runtime.grid import GRID, NOMINAL_STEP
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from m2s.data.store import StoreSpec
+    from m2s.data.store import HeartStore, StoreSpec
     from m2s.nets.mcsr import McsrNet
     from m2s.nets.vqvae import VqVae
     from m2s.train.recipes import StageName
@@ -41,7 +42,7 @@ def train(stage: "StageName", job: Job) -> None:
 def _mcsr(job: Job) -> None:
     import torch
 
-    from m2s.train.loop import fit
+    from m2s.train.loop import fit, put_in
     from m2s.train.mcsr import McsrStage, StackSource
     from m2s.train.published import PublishedMcsrStage
     from m2s.train.recipes import STACKS_A_MASK, recipe
@@ -54,28 +55,37 @@ def _mcsr(job: Job) -> None:
     kind = PublishedMcsrStage if job.published else McsrStage
     stage = kind(size, source, selection, job.facts(store.spec) | _step_range(store.spec))
     if size.motion == "track":
-        stage.adopt_motion(*_motion(job))
+        weights, told = _motion(job, store, selection)
+        stage.adopt_motion(weights, told)
+        put_in(job.run / "mcsr", {f"motion.{name}": tensor for name, tensor in weights.items()})
     plan = recipe(job.preset, "mcsr", STACKS_A_MASK * job.hearts, **job.changes)
     figures = fit(stage, plan, job.run / "mcsr", device=job.device, quiet=job.quiet)
     _report(figures)
 
 
-def _motion(job: Job) -> tuple[dict[str, "Tensor"], dict[str, str]]:
+def _motion(job: Job, training: "HeartStore", selection: "HeartStore") -> tuple[dict[str, "Tensor"], dict[str, str]]:
     """MC-Net of `compact`, trained in a quarter of the time: its weights and the metadata of its checkpoint."""
     from m2s.data.shapes import stored_shapes
     from m2s.train.checkpoint import load_weights
-    from m2s.train.loop import fit
+    from m2s.train.loop import finished, fit, judge_anew
     from m2s.train.motion import MotionStage, ShapeSource, Wear, training_law
     from m2s.train.recipes import recipe
 
-    spec, folder = job.motion_spec("training"), job.run / "hearts" / "motion"
-    stored_shapes(folder, spec, job.workers)
-    judged = stored_shapes(job.run / "hearts" / "motion-selection", job.motion_spec("selection"), job.workers)
-    source = ShapeSource(folder, spec, job.seed, training_law(), Wear())
-    stage = MotionStage(PRESETS[job.preset].mcsr, source, judged, job.facts(spec))
     # Batch and rate on the command line are those of SR-Net.
     minutes = job.minutes and job.minutes / 4
-    plan = recipe(job.preset, "motion", spec.hearts, steps=job.steps, minutes=minutes, seed=job.seed)
+    plan = recipe(job.preset, "motion", job.hearts, steps=job.steps, minutes=minutes, seed=job.seed)
+    if finished(job.run / "motion", plan):
+        return load_weights(job.run / "motion" / "best.safetensors")
+    spec, folder = job.motion_spec("training"), job.run / "hearts" / "motion"
+    judges, beside = job.motion_spec("selection"), job.run / "hearts" / "motion-selection"
+    if not job.quiet:
+        click.echo(f"{spec.hearts} hearts for MC-Net, {judges.hearts} to judge it by", err=True)
+    stored_shapes(folder, spec, job.workers, training if training.spec == spec else None)
+    judged = stored_shapes(beside, judges, job.workers, selection if selection.spec == judges else None)
+    facts = {"hearts": str(spec.hearts), "judged_by": f"{judges.hearts} hearts, seed {judges.seed}"}
+    judge_anew(job.run / "motion", facts["judged_by"])
+    source = ShapeSource(folder, spec, job.seed, training_law(), Wear())
+    stage = MotionStage(PRESETS[job.preset].mcsr, source, judged, job.facts(spec) | facts)
     fit(stage, plan, job.run / "motion", device=job.device, quiet=job.quiet)
     return load_weights(job.run / "motion" / "best.safetensors")
 
@@ -187,7 +197,7 @@ def _fine_tune(job: Job, init: Path, data: Path) -> None:
     )
     from m2s.train.loop import fit
     from m2s.train.recipes import recipe
-    from m2s.train.shipped import is_bundle
+    from m2s.train.shipped import bundle_at
 
     size, initial = PRESETS[job.preset].mcsr, read_initial(init, job.preset)
     folder = claim(job.run, initial)
@@ -205,8 +215,10 @@ def _fine_tune(job: Job, init: Path, data: Path) -> None:
     after = fit(stage, plan, folder, device=job.device, quiet=job.quiet)
     kept = keep_better(folder, initial, before, after)
     _report({f"{name}_before": value for name, value in before.items()} | kept)
-    if is_bundle(init):
-        click.echo(f"now: m2s-export {job.run} --onto {init} --out BUNDLE", err=True)
+    if kept == before:
+        click.echo("nothing gained: the run holds the weights that it began with", err=True)
+    elif bundle_at(init):
+        click.echo(f"now: m2s-export {shlex.join([str(job.run), '--onto', str(init)])} --out BUNDLE", err=True)
     elif copied := adopt_other_stages(job.run, init):
         click.echo(f"copied as they are: {', '.join(copied)}", err=True)
 

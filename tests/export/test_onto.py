@@ -1,6 +1,7 @@
 """A bundle's own MCSR-Net as the start of a fine-tuning, and a fine-tuned one put in its place."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from m2s.nets.presets import PRESETS
 from m2s.train.checkpoint import load_weights, save_weights
 from m2s.train.cli import main
 from m2s.train.finetune import read_initial
-from m2s.train.shipped import mcsr_weights
+from m2s.train.provenance import by_stage, joined
+from m2s.train.shipped import bundle_at, mcsr_weights
+from m2s_export import onto as under_test
 from m2s_export.onto import publish_onto
 from m2s_export.precision import round_weights
 from m2s_runtime.bundle import load_bundle
@@ -84,7 +87,7 @@ def test_only_mcsr_net_is_new(bundle, made, tuned):
 def test_the_manifest_tells_both_origins(bundle, made):
     manifest = made.manifest
     assert (manifest.name, manifest.licence, manifest.spread_scale) == ("ours", "CC0-1.0", 1.3)
-    assert manifest.training.data == "mcsr: noise; then 8 pairs; the rest: random numbers"
+    assert manifest.training.data == ("mcsr: noise; then 8 pairs; vqvae: random numbers; diffusion: random numbers")
     assert manifest.training.data_licence == "CC0-1.0"
     assert manifest.training.stages["mcsr"].steps == 60
     assert manifest.training.stages["vqvae"] == bundle.manifest.training.stages["vqvae"]
@@ -93,6 +96,26 @@ def test_the_manifest_tells_both_origins(bundle, made):
     assert manifest.proven == {}
     assert "encode, denoise, decode: onnx" in manifest.parity.torch
     assert set(manifest.parity.graphs) == {"mc", "sr", "encode", "denoise", "decode"}
+
+
+def test_rounds_of_fine_tuning_are_told_of_mcsr_alone(bundle, made):
+    """A second round starts from what the first says of MCSR-Net, and leaves what it says of the others."""
+    _, metadata, _ = mcsr_weights(made)
+    assert metadata["data"] == "noise; then 8 pairs"
+    stages = tuple(made.manifest.training.stages)
+    told = by_stage(made.manifest.training.data, stages) | {"mcsr": f"{metadata['data']}; then 3 pairs"}
+    again = by_stage(joined(told), stages)
+    assert again == {"mcsr": "noise; then 8 pairs; then 3 pairs"} | dict.fromkeys(stages[1:], "random numbers")
+    assert by_stage("all the same", stages) == dict.fromkeys(stages, "all the same")
+    assert joined(dict.fromkeys(stages, "all the same")) == "all the same"
+
+
+def test_licences_of_both_are_told(bundle, made):
+    net = {"stage": "mcsr", "licence": "CC-BY-NC-4.0"}
+    draft = under_test._draft(bundle.manifest, net, "new", {})
+    assert (bundle.manifest.licence, draft.licence) == ("not stated", "mcsr: CC-BY-NC-4.0; the rest: not stated")
+    assert under_test._draft(draft, net, "newer", {}).licence == draft.licence
+    assert under_test._draft(draft, net | {"licence": "not stated"}, "newer", {}).licence == "not stated"
 
 
 def test_by_command(bundle, made, tuned, tmp_path, monkeypatch, capsys):
@@ -108,6 +131,10 @@ def test_by_command(bundle, made, tuned, tmp_path, monkeypatch, capsys):
     assert "--overwrite" in capsys.readouterr().err
     assert export(monkeypatch, *words, "--store", "float32") == 2
     assert "--store: means nothing with --onto" in capsys.readouterr().err
+    assert export(monkeypatch, *words, "--engine", "trt") == 2
+    assert "leave --engine trt out" in capsys.readouterr().err
+    assert export(monkeypatch, tuned[0], "--out", tmp_path / "newer") == 3
+    assert "or add --onto BUNDLE" in capsys.readouterr().err
 
 
 def test_a_bundle_is_fine_tuned(bundle, tmp_path):
@@ -119,10 +146,22 @@ def test_a_bundle_is_fine_tuned(bundle, tmp_path):
     train("pairs", tmp_path / "pairs", "--phantom", "--hearts", 2, "--held", 1)
     run, options = tmp_path / "run", ("--data", tmp_path / "pairs", "--threads", 1, "--workers", 1, "--steps", 2, "-q")
     told = train("mcsr", run, "--preset", "tiny", "--init", bundle.path, *options)
-    assert f"now: m2s-export {run} --onto {bundle.path}" in told
-    metadata = load_weights(run / "mcsr" / "best.safetensors")[1]
+    weights, metadata = load_weights(run / "mcsr" / "best.safetensors")
+    same = all(weights[name].equal(tensor) for name, tensor in mcsr_weights(bundle)[0].items())
+    assert ("nothing gained" if same else f"now: m2s-export {run} --onto {bundle.path}") in told
     assert metadata["init"] == mcsr_weights(bundle)[2]
     assert metadata["data"].startswith("random numbers")
+
+
+def test_a_bundle_goes_by_its_name_too(bundle, monkeypatch, tmp_path):
+    monkeypatch.setenv("M2S_HOME", str(bundle.path.parent))
+    monkeypatch.chdir(tmp_path)
+    assert bundle_at(Path("tiny")) == bundle.path
+    assert bundle_at(Path("nowhere")) is None
+    assert bundle_at(tmp_path) is None
+    done = CliRunner().invoke(main, ["baseline", "mcsr-ete", "run", "--init", "tiny", "--data", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "a bundle holds no mcsr-ete" in done.output
 
 
 def test_what_does_not_fit_is_refused(bundle, tuned, tmp_path, monkeypatch, capsys):

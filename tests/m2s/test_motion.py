@@ -161,34 +161,42 @@ def test_blocks_of_slices_move_together():
     assert (np.hypot(*shifts.T) == 0).mean() > 0.25
 
 
+def direct(spec: StoreSpec, count: int) -> shapes.SliceShapes:
+    return slice_shapes(np.stack([spec.heart(k).mask for k in range(count)]))
+
+
 def test_stored_shapes_are_kept_and_grow(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "PART", 2)
     spec = StoreSpec(None, hearts=3, seed=6)
-    first = stored_shapes(tmp_path, spec)
-    direct = slice_shapes(np.stack([spec.heart(k).mask for k in range(3)]))
-    np.testing.assert_allclose(first.moments, direct.moments)
+    wanted = direct(spec, 4)
+    np.testing.assert_allclose(stored_shapes(tmp_path, spec).moments, wanted.moments[:3])
     assert not list(tmp_path.glob("masks*"))
     kept = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("shapes-*")}
     assert len(kept) == 2
-    np.testing.assert_array_equal(stored_shapes(tmp_path, spec).wall, first.wall)
+    np.testing.assert_allclose(stored_shapes(tmp_path, spec).wall, wanted.wall[:3])
     assert {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("shapes-*")} == kept
-    grown = stored_shapes(tmp_path, replace(spec, hearts=4))
-    np.testing.assert_array_equal(grown.wall[:3], first.wall)
+    np.testing.assert_allclose(stored_shapes(tmp_path, replace(spec, hearts=4)).wall, wanted.wall)
     assert (tmp_path / "shapes-000000.npz").stat().st_mtime_ns == kept["shapes-000000.npz"]
-    assert len(grown) == 4
-    assert len(stored_shapes(tmp_path, spec)) == 3
+    np.testing.assert_allclose(stored_shapes(tmp_path, spec).wall, wanted.wall[:3])
     with pytest.raises(UsageProblem, match="other options"):
         stored_shapes(tmp_path, replace(spec, seed=7))
 
 
-def test_a_stopped_making_of_shapes_goes_on(tmp_path, monkeypatch):
+def test_parts_that_are_missing_torn_or_short_are_made_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "PART", 1)
     spec = StoreSpec(None, hearts=3, seed=6)
-    whole = stored_shapes(tmp_path / "whole", spec)
-    stored_shapes(tmp_path / "torn", spec)
-    (tmp_path / "torn" / "shapes-000001.npz").unlink()
-    (tmp_path / "torn" / ".shapes-000001.npz.tmp").write_bytes(b"half")
-    np.testing.assert_array_equal(stored_shapes(tmp_path / "torn", spec).area, whole.area)
+    store = open_store(tmp_path / "masks", spec)
+    stored_shapes(tmp_path / "shapes", spec, 1, store)
+    parts = [tmp_path / "shapes" / f"shapes-{k:06d}.npz" for k in range(3)]
+    kept = parts[2].stat().st_mtime_ns
+    parts[0].unlink()
+    parts[1].write_bytes(parts[1].read_bytes()[:-40])
+    np.testing.assert_allclose(stored_shapes(tmp_path / "shapes", spec, 1, store).area, direct(spec, 3).area)
+    assert parts[2].stat().st_mtime_ns == kept
+    monkeypatch.setattr(shapes, "_make_part", print)
+    parts[1].write_bytes(b"")
+    with pytest.raises(UsageProblem, match="RUN of its own"):
+        stored_shapes(tmp_path / "shapes", spec, 1, store)
 
 
 def test_mc_net_has_hearts_of_its_own():
@@ -196,7 +204,10 @@ def test_mc_net_has_hearts_of_its_own():
     assert [job.motion_spec(s).hearts for s in ("training", "selection")] == [1600, 400]
     assert replace(job, motion_hearts=70).motion_spec("training").hearts == 70
     assert replace(job, atlas=None).motion_spec("training").hearts == 100
-    assert replace(job.motion_spec("training"), hearts=100) == job.spec("training", distances=False)
+    spec = job.spec("training", distances=False)
+    assert replace(job.motion_spec("training"), hearts=100, varied_share=0.3) == spec
+    phantoms = replace(job, atlas=None)
+    assert phantoms.motion_spec("training") == phantoms.spec("training", distances=False)
 
 
 def test_the_loss_of_the_right_answer_is_zero(tmp_path):

@@ -22,7 +22,7 @@ from m2s.data.store import HeartStore, StoreSpec, open_store
 from m2s.nets.mcsr import McsrNet
 from m2s.nets.presets import PRESETS
 from m2s.nets.vqvae import VqVae
-from m2s.train.checkpoint import Average, load_state, load_weights, save_state
+from m2s.train.checkpoint import Average, load_state, load_weights, save_state, save_weights
 from m2s.train.cli import main
 from m2s.train.decoder import SurfaceSource
 from m2s.train.mcsr import soft_dice, symmetry
@@ -111,6 +111,31 @@ def test_a_resumed_training_ends_where_an_undisturbed_one_does(stage: str, tmp_p
     whole, parted = (load_state(tmp_path / n / stage / "last.safetensors")[0]["model"] for n in ("whole", "parted"))
     for name, tensor in whole.items():
         torch.testing.assert_close(parted[name], tensor, rtol=0, atol=0)
+
+
+def test_an_mc_net_that_was_trained_on_is_the_one_that_is_kept(tmp_path: Path) -> None:
+    """Of both networks trained on, MCSR-Net holds the newer MC-Net and its validation counts, better or not."""
+    train("mcsr", tmp_path, "--steps", "2", "--batch", "1")
+    first = load_weights(tmp_path / "motion" / "best.safetensors")[0]
+    # As a version left it that judged by other hearts, and found less to correct in them.
+    tensors, at = load_state(tmp_path / "motion" / "last.safetensors")
+    save_state(tmp_path / "motion" / "last.safetensors", tensors, at | {"best": 1e-6})
+    weights, told = load_weights(tmp_path / "motion" / "best.safetensors")
+    save_weights(tmp_path / "motion" / "best.safetensors", weights, told | {"judged_by": "others"})
+    train("mcsr", tmp_path, "--steps", "4", "--batch", "1")
+    motion, told = load_weights(tmp_path / "motion" / "best.safetensors")
+    assert told["step"] == "4"
+    assert any(not motion[name].equal(tensor) for name, tensor in first.items())
+    mcsr, about = load_weights(tmp_path / "mcsr" / "best.safetensors")
+    assert all(mcsr[f"motion.{name}"].equal(tensor) for name, tensor in motion.items())
+    assert "MC-Net before it, alone: 4 steps on 6 hearts" in about["note"]
+
+
+def test_a_finished_mc_net_needs_no_hearts(tmp_path: Path) -> None:
+    train("mcsr", tmp_path, "--steps", "2", "--batch", "1")
+    shutil.rmtree(tmp_path / "hearts" / "motion")
+    train("mcsr", tmp_path, "--steps", "2", "--batch", "1")
+    assert not (tmp_path / "hearts" / "motion").exists()
 
 
 def test_pairs_of_other_networks_are_refused(tiny_run: Path, tmp_path: Path) -> None:
