@@ -44,7 +44,7 @@ CARD: Final = "MODEL_CARD.md"
 _HOST: Final = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _WORKSHOP: Final = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-[^.]*\.new")
 _STALE_SECONDS: Final = 86400.0
-_SURFACE_CASES: Final = 2
+SURFACE_CASES: Final = 2
 _NOT_YET: Final = Parity("", "", {}, None, 0)
 
 
@@ -63,7 +63,7 @@ class Plan:
     half: bool = True
     float16: bool = False
     notes: str = ""
-    surface_cases: int = _SURFACE_CASES
+    surface_cases: int = SURFACE_CASES
     temperature: float = 1.0
     steps: int = ddim.DEFAULT_STEPS
     csdg_share: float | None = None

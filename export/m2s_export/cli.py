@@ -197,7 +197,7 @@ def export_run(source: Path, out: Path, given: Mapping[str, Any]) -> None:
         raise UsageProblem(f"{source}: a bundle already; add --engine trt to build engines of it")
     notes, limits = _notes(given["notes"]), _limits(given["flag_limit"])
     try:
-        from m2s_export.bundle import Plan, publish_run, refuse_existing
+        from m2s_export.bundle import SURFACE_CASES, Plan, publish_run, refuse_existing
         from m2s_export.training_run import read_training_run
     except ImportError as error:
         raise _missing(error) from error
@@ -206,8 +206,9 @@ def export_run(source: Path, out: Path, given: Mapping[str, Any]) -> None:
     plan = Plan(
         out.name, run.training(given["data"], given["data_licence"]), given["licence"] or run.licence,
         run.step_range_mm, half=given["store"] == "float16", float16=given["precision"] == "float16",
-        surface_cases=2 if given["surfaces"] is None else given["surfaces"], temperature=given["temperature"],
-        steps=given["steps"], spread_scale=given["spread_scale"], notes=notes, flag_limits=limits,
+        surface_cases=SURFACE_CASES if given["surfaces"] is None else given["surfaces"],
+        temperature=given["temperature"], steps=given["steps"],
+        spread_scale=given["spread_scale"], notes=notes, flag_limits=limits,
         shift_error_mm=_deviations(given["shift_error"]), csdg_share=given["csdg_share"],
     )  # fmt: skip
     _announce(publish_run(run, out, plan, overwrite=given["overwrite"]))

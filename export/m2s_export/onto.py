@@ -9,7 +9,7 @@ from m2s.nets.presets import Preset
 from m2s.train.checkpoint import Metadata
 from m2s.train.provenance import by_stage, joined
 from m2s.train.shipped import LICENSED
-from m2s_export.bundle import Plan, commit, publish
+from m2s_export.bundle import SURFACE_CASES, Plan, commit, publish
 from m2s_export.graphs import mcsr_graphs
 from m2s_export.precision import round_weights
 from m2s_export.training_run import NOT_RECORDED, NOT_STATED, read_mcsr, stage_of, step_range
@@ -45,7 +45,7 @@ def publish_onto(base: Bundle, run: Path, out: Path, told: Mapping[str, Any], *,
         raise UsageProblem(f"{base.path}: its motion correction takes other inputs than that of {run}")
     draft = _draft(manifest, metadata, out.name, told)
     plan = Plan(out.name, draft.training, half=half, float16="float16" in manifest.flavours,
-                notes=told.get("notes", ""), surface_cases=told.get("surface_cases", 2))  # fmt: skip
+                notes=told.get("notes", ""), surface_cases=told.get("surface_cases", SURFACE_CASES))  # fmt: skip
     return publish(modules, draft, out, plan, overwrite=overwrite, base=base)
 
 

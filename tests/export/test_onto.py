@@ -98,7 +98,7 @@ def test_the_manifest_tells_both_origins(bundle, made):
     assert set(manifest.parity.graphs) == {"mc", "sr", "encode", "denoise", "decode"}
 
 
-def test_rounds_of_fine_tuning_are_told_of_mcsr_alone(bundle, made):
+def test_rounds_of_fine_tuning_are_told_of_mcsr_alone(made):
     """A second round starts from what the first says of MCSR-Net, and leaves what it says of the others."""
     _, metadata, _ = mcsr_weights(made)
     assert metadata["data"] == "noise; then 8 pairs"
@@ -110,7 +110,7 @@ def test_rounds_of_fine_tuning_are_told_of_mcsr_alone(bundle, made):
     assert joined(dict.fromkeys(stages, "all the same")) == "all the same"
 
 
-def test_licences_of_both_are_told(bundle, made):
+def test_licences_of_both_are_told(bundle):
     net = {"stage": "mcsr", "licence": "CC-BY-NC-4.0"}
     draft = under_test._draft(bundle.manifest, net, "new", {})
     assert (bundle.manifest.licence, draft.licence) == ("not stated", "mcsr: CC-BY-NC-4.0; the rest: not stated")
