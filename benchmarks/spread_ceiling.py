@@ -18,8 +18,8 @@ from m2s.evaluate.coarse import Shared, shared
 from m2s.evaluate.hearts import Cohort
 from m2s.evaluate.methods import canonical_from_stack
 from m2s.evaluate.networks import ModelOptions
-from m2s.evaluate.spread import spearman
 from m2s.evaluate.work import Setup
+from m2s.metrics import spearman
 from m2s.triangles import TriangleIndex
 from m2s_runtime.clock import Clock
 from m2s_runtime.one_pass import OnePass

@@ -200,13 +200,27 @@ def spread(atlas: Path, draws: int, limit: int, fit_limit: int, law: str, **opti
 @click.option("--atlas", type=FOLDER, required=True, help="Folder of the CAP MESA shape atlas.")
 @click.option("--draws", type=click.IntRange(1), default=1, show_default=True, help="Stacks a heart and damage.")
 @click.option("--limit", type=click.IntRange(1), default=64, show_default=True, help="Hearts that are scored.")
-@click.option("--fit", is_flag=True, help="Propose limits, fitted on selection hearts, and score with them too.")
+@click.option("--cohort", type=click.Choice(["validation", "wide"]), default="validation", show_default=True)
+@click.option(
+    "--fit",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Fit on selection hearts what Dice to expect, score with that, and write it here for m2s-export --fitted.",
+)
 @click.option("--fit-limit", type=click.IntRange(1), default=32, show_default=True, help="Selection hearts for --fit.")
 @shared
-def flags(atlas: Path, draws: int, limit: int, fit: bool, fit_limit: int, **options: Unpack[Options]) -> None:  # noqa: FBT001 - click passes it by name
+def flags(
+    atlas: Path,
+    draws: int,
+    limit: int,
+    cohort: "CohortName",
+    fit: Path | None,
+    fit_limit: int,
+    **options: Unpack[Options],
+) -> None:
     """Spoilt stacks: how many bad reconstructions are flagged, and how many good ones."""
     import json
 
+    from m2s.evaluate import dice_model
     from m2s.evaluate import flags as rows
     from m2s.evaluate.degrade import SPOILERS
     from m2s.evaluate.hearts import Cohort
@@ -214,25 +228,26 @@ def flags(atlas: Path, draws: int, limit: int, fit: bool, fit_limit: int, **opti
     from m2s.evaluate.work import spaced
 
     _only_ours(options)
-    cohorts = {Cohort(atlas, "selection"): fit_limit} if fit else {}
-    cohorts[Cohort(atlas, "validation")] = limit
+    fitting = (Cohort(atlas, "selection"), Cohort(atlas, "wide-selection")) if fit else ()
     stacks = [
-        rows.SpoiltStack(cohort, row, spoiler, draw, options["seed"])
-        for cohort, count in cohorts.items()
-        for row in spaced(cohort.rows, count)
+        rows.SpoiltStack(part, row, spoiler, draw, options["seed"])
+        for part, count in [*((part, fit_limit) for part in fitting), (Cohort(atlas, cohort), limit)]
+        for row in spaced(part.rows, count)
         for spoiler in SPOILERS
         for draw in range(draws)
     ]
     found = _collect(stacks, options)
     check_usable(found)
     limits = next(json.loads(str(row["limits"])) for row in found if row.get("limits"))
-    scored = [row for row in found if row.get("cohort") == "validation"]
-    click.echo(rows.table(scored, limits))
+    scored = [row for row in found if row.get("cohort") == cohort]
     if fit:
-        fitted = [row for row in found if row.get("cohort") == "selection"]
-        proposed = rows.fit_limits(fitted, limits)
-        click.echo(f"\nflag_limits fitted on {len(fitted)} stacks of selection hearts: {json.dumps(proposed)}\n")
-        click.echo(rows.table(scored, proposed))
+        others = [row for row in found if row.get("cohort") != cohort]
+        fitted = dice_model.fit(others, rows.GOOD)
+        fitted.write(fit)
+        click.echo(f"fitted on {len(others)} stacks of selection hearts: {fit}\n")
+        limits |= fitted.flag_limits
+        scored = rows.refitted(scored, fitted)
+    click.echo(rows.report(scored, limits))
 
 
 for _command in (table1, table2, table3, figure):

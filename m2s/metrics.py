@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 from scipy.spatial import KDTree
 
 from m2s.triangles import TriangleIndex, sample_surface
@@ -189,3 +190,10 @@ def shift_error(predicted: npt.ArrayLike, true: npt.ArrayLike, wall: Mask) -> Sh
         relative=float(np.abs(difference - common).mean()),
         common=float(np.abs(common).mean()),
     )
+
+
+def spearman(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    """Rank correlation; 0 where either does not vary."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])

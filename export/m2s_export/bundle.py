@@ -34,6 +34,7 @@ from m2s_runtime.atomic import write_bytes, write_text
 from m2s_runtime.bundle import MANIFEST, Bundle, load_bundle
 from m2s_runtime.engines import Engine, open_engine
 from m2s_runtime.errors import OutputError
+from m2s_runtime.expected_dice import DiceModel
 from m2s_runtime.manifest import GRAPHS, SCHEMA, FileEntry, Flavour, Manifest, Parity, Schedule, Training, signatures
 from m2s_runtime.shift_error import NO_ERROR, Deviations
 from m2s_runtime.strict_json import dumps
@@ -70,6 +71,7 @@ class Plan:
     spread_scale: float = 1.0
     shift_error_mm: Deviations = NO_ERROR
     flag_limits: dict[str, float] = field(default_factory=dict[str, float])
+    dice_model: DiceModel | None = None
 
 
 def draft_manifest(
@@ -108,6 +110,7 @@ def draft_manifest(
         shift_error_mm=plan.shift_error_mm,
         csdg_share=preset.csdg_share if plan.csdg_share is None else plan.csdg_share,
         flag_limits=plan.flag_limits,
+        dice_model=plan.dice_model,
     )
 
 

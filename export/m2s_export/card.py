@@ -1,6 +1,8 @@
 """The model card: what a person says of it, and what the manifest does, in words."""
 
 from m2s_runtime.blend import SMOOTHED_MM
+from m2s_runtime.expected_dice import TRAITS
+from m2s_runtime.flags import LIMITS
 from m2s_runtime.manifest import Manifest, NotedStage
 
 _INTENDED = """\
@@ -22,6 +24,7 @@ def model_card(manifest: Manifest, notes: str = "") -> str:
         ("Latent", f"{'x'.join(map(str, manifest.latent_shape))}, scale factor {manifest.scale_factor:.6g}"),
         ("Sampling", f"DDIM, {manifest.steps} steps, {manifest.timestep_spacing} spacing, {_noise(manifest)}"),
         ("Surface", _surface(manifest)),
+        *_doubtful(manifest),
         ("Arithmetic", f"{_arithmetic(manifest)}, weights stored as {manifest.stored_weights}"),
     ]
     stages = [f"| {n} | {s.steps} | {s.seed} | {s.seconds / 3600:.2f} |" for n, s in training.stages.items()]
@@ -69,6 +72,13 @@ def _surface(manifest: Manifest) -> str:
     if not share:
         return drawn
     return f"{100 * (1 - share):.3g} % {drawn}, {100 * share:.3g} % C-SDG, smoothed by {SMOOTHED_MM:.1f} mm"
+
+
+def _doubtful(manifest: Manifest) -> list[tuple[str, str]]:
+    if manifest.dice_model is None:
+        return []
+    limit = manifest.flag_limits.get("expected_dice", LIMITS["expected_dice"].value)
+    return [("Doubtful", f"where the Dice to expect, from {len(TRAITS)} traits of a stack, is below {limit:.3f}")]
 
 
 def _share(share: float | None) -> str:

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from m2s_runtime.bundle import MANIFEST, Bundle, load_bundle
 from m2s_runtime.errors import BUG, INTERRUPTED, BundleError, EngineError, Stop, UsageProblem, exit_codes
+from m2s_runtime.expected_dice import DiceModel
 from m2s_runtime.shift_error import Deviations
 from m2s_runtime.text import clean
 
@@ -19,7 +20,7 @@ _TARGETS: Final = ("current", "sm86", "sm89", "sm120")
 
 _BUNDLE: Final = {
     "source", "out", "engine", "precision", "overwrite", "store", "data", "data_licence", "licence", "notes",
-    "temperature", "steps", "csdg_share", "spread_scale", "shift_error", "flag_limit", "surfaces",
+    "temperature", "steps", "csdg_share", "spread_scale", "shift_error", "flag_limit", "fitted", "surfaces",
 }  # fmt: skip
 _TAKES: Final = {
     "--import-monai-generative": {"imported", "out", "preset", "scale_factor", "overwrite"},
@@ -103,6 +104,11 @@ _USUAL: Final = ("--engine onnx", "--onto")
     help="How wrong the slice shifts are in mm, as m2s-eval spread finds it; samples then differ by it too.",
 )
 @click.option("--flag-limit", multiple=True, metavar="NAME=VALUE", help="Limit of a flag; may be repeated.")
+@click.option(
+    "--fitted",
+    type=click.Path(path_type=Path),
+    help="What Dice to expect of a case, and below which it is doubtful: the file of m2s-eval flags --fit.",
+)
 @click.option(
     "--surfaces",
     type=click.IntRange(0),
@@ -195,13 +201,14 @@ def export_run(source: Path, out: Path, given: Mapping[str, Any]) -> None:
     """
     if (source / MANIFEST).is_file():
         raise UsageProblem(f"{source}: a bundle already; add --engine trt to build engines of it")
-    notes, limits = _notes(given["notes"]), _limits(given["flag_limit"])
+    notes = _notes(given["notes"])
     try:
         from m2s_export.bundle import SURFACE_CASES, Plan, publish_run, refuse_existing
         from m2s_export.training_run import read_training_run
     except ImportError as error:
         raise _missing(error) from error
     refuse_existing(out, overwrite=given["overwrite"])
+    limits, dice_model = _fitted(given, {})
     run = read_training_run(source)
     plan = Plan(
         out.name, run.training(given["data"], given["data_licence"]), given["licence"] or run.licence,
@@ -209,7 +216,7 @@ def export_run(source: Path, out: Path, given: Mapping[str, Any]) -> None:
         surface_cases=SURFACE_CASES if given["surfaces"] is None else given["surfaces"],
         temperature=given["temperature"], steps=given["steps"],
         spread_scale=given["spread_scale"], notes=notes, flag_limits=limits,
-        shift_error_mm=_deviations(given["shift_error"]), csdg_share=given["csdg_share"],
+        shift_error_mm=_deviations(given["shift_error"]), csdg_share=given["csdg_share"], dice_model=dice_model,
     )  # fmt: skip
     _announce(publish_run(run, out, plan, overwrite=given["overwrite"]))
 
@@ -223,8 +230,6 @@ def export_onto(source: Path, out: Path, given: Mapping[str, Any]) -> None:
     base = load_bundle(given["onto"])
     told = {name: value for name, value in given.items() if _on_command_line(name)}
     told |= {"notes": _notes(given["notes"])}
-    if "flag_limit" in told:
-        told["flag_limits"] = base.manifest.flag_limits | _limits(told["flag_limit"])
     if "shift_error" in told:
         told["shift_error_mm"] = _deviations(told["shift_error"])
     if "surfaces" in told:
@@ -235,9 +240,13 @@ def export_onto(source: Path, out: Path, given: Mapping[str, Any]) -> None:
     except ImportError as error:
         raise _missing(error) from error
     refuse_existing(out, overwrite=given["overwrite"])
+    told["flag_limits"], dice_model = _fitted(given, base.manifest.flag_limits)
+    told |= {"dice_model": dice_model} if dice_model else {}
     _announce(publish_onto(base, source, out, told, overwrite=given["overwrite"]))
     if not {"shift_error", "spread_scale"} <= told.keys():
         click.echo(f"spread calibrated as in {base.name}: m2s-eval spread finds its own --shift-error, --spread-scale")
+    if base.manifest.dice_model and not dice_model:
+        click.echo(f"Dice expected as of {base.name}: m2s-eval flags --fit FILE finds its own --fitted")
 
 
 def _announce(bundle: Bundle) -> None:
@@ -333,6 +342,15 @@ def _notes(file: Path | None) -> str:
         return file.read_text(encoding="utf-8") if file else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UsageProblem(f"--notes {file}: no text in UTF-8 ({error})") from error
+
+
+def _fitted(given: Mapping[str, Any], limits: dict[str, float]) -> tuple[dict[str, float], DiceModel | None]:
+    """Limits of flags with those of `--fitted` and `--flag-limit` over them, and the model of `--fitted`."""
+    from m2s.evaluate.dice_model import read_fitted
+
+    fitted = read_fitted(given["fitted"]) if given["fitted"] else None
+    found = limits | (fitted.flag_limits if fitted else {}) | _limits(given["flag_limit"])
+    return found, fitted.dice_model if fitted else None
 
 
 def _limits(told: tuple[str, ...]) -> dict[str, float]:

@@ -27,7 +27,8 @@ def publish_onto(base: Bundle, run: Path, out: Path, told: Mapping[str, Any], *,
         run: folder that holds `mcsr/best.safetensors`.
         out: folder of the new bundle.
         told: what the manifest is to say otherwise: `licence`, `data`, `data_licence`, `notes`, `surface_cases`, and
-            `temperature`, `steps`, `csdg_share`, `spread_scale`, `shift_error_mm`, `flag_limits` by their names there.
+            `temperature`, `steps`, `csdg_share`, `spread_scale`, `shift_error_mm`, `flag_limits`, `dice_model` by their
+            names there.
         overwrite: whether a bundle already at `out` may go.
 
     Raises:
@@ -60,7 +61,7 @@ def _check_fit(base: Bundle, run: Path, preset: Preset) -> None:
 
 def _draft(base: Manifest, metadata: Metadata, name: str, told: Mapping[str, Any]) -> Manifest:
     """The manifest of `base` as far as it holds on."""
-    settings = ("temperature", "steps", "csdg_share", "spread_scale", "shift_error_mm", "flag_limits")
+    settings = ("temperature", "steps", "csdg_share", "spread_scale", "shift_error_mm", "flag_limits", "dice_model")
     stages = tuple(base.training.stages)
     training = Training(
         told.get("data") or _replaced(base.training.data, metadata.get("data", NOT_RECORDED), stages),

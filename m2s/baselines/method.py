@@ -39,6 +39,8 @@ class Prediction:
     """Whether another method had paid for the run already, so that the time this one took means nothing."""
     flags: tuple[str, ...] = ()
     """What the method itself has to say about the result."""
+    expected_dice: float | None = None
+    """What Dice the method itself expects the result to have."""
     points: npt.NDArray[np.float64] | None = None
     """(N, 3) mm, what the surface was made of by a method that completes points."""
 

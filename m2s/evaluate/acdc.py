@@ -21,7 +21,7 @@ from m2s.evaluate.content import content_mark
 from m2s.evaluate.methods import Network, spacing_of
 from m2s.evaluate.scores import Row, markdown, soundness
 from m2s.evaluate.work import EVERY_METHOD, spaced
-from m2s.metrics import best_inplane_shift_dice
+from m2s.metrics import best_inplane_shift_dice, spearman
 from m2s_runtime.errors import CaseError, NoInputs, UsageProblem
 from m2s_runtime.grid import IN_PLANE
 from m2s_runtime.labels import wall_mask
@@ -38,6 +38,9 @@ SHIFT_RADIUS: Final = 20
 
 WITHHOLD_UP_TO_MM: Final = 5.5
 """Stacks this fine keep a step of 10 mm or so when every second slice is held back."""
+
+_FEWEST_RANKED: Final = 5
+"""Stacks; of fewer a rank correlation says nothing."""
 
 LEFT_OUT: Final = 3
 """Slices left out of a stack one at a time; each costs a reconstruction."""
@@ -122,6 +125,7 @@ def recut(method: Method, stack: WallStack) -> Row:
         "slices": len(used),
         "step_mm": canonical.placement.step_mm,
         "flags": " ".join((*canonical.flags, *prediction.flags)),
+        "expected_dice": prediction.expected_dice,
         "ring_slices": int((canonical.pool[:, 2] > 0).sum()),
         "recut": float(np.mean([section_dice(prediction, stack, s, canonical.placement) for s in used])),
         "volume_ml": signed_volume(prediction.surface) / 1000,
@@ -270,6 +274,17 @@ def _flagged(rows: list[Row]) -> str:
     return f"{sum(map(bool, flags))} of {len(rows)} stacks flagged" + (f" ({which})" if which else "")
 
 
+def _ranked(rows: list[Row]) -> str:
+    """How well the Dice that was expected of a stack ranks those that were found; empty where none was."""
+    told: list[str] = []
+    for key, what in (("withheld", "withheld"), ("left_out", "left-out"), ("recut", "re-cut")):
+        pairs = [(float(row["expected_dice"] or 0), float(row[key] or 0)) for row in rows
+                 if row.get("expected_dice") and row.get(key) is not None]  # fmt: skip
+        if len(pairs) > _FEWEST_RANKED:
+            told.append(f"{what} {spearman(*np.array(pairs).T):.2f} ({len(pairs)} stacks)")
+    return f"Spearman of expected Dice and that of slices: {', '.join(told)}" if told else ""
+
+
 def summary(rows: list[Row]) -> str:
     """Medians, the topology of the stacks that must come out sound (enough closed rings), and a table by diagnosis."""
     lines = [""]
@@ -282,6 +297,7 @@ def summary(rows: list[Row]) -> str:
             f"{sound} of {len(ringed)} stacks with {RING_SLICES} closed rings or more: closed, one component, genus 0"
         )
         lines.append(f"{name}: {_flagged(done)}")
+        lines += [f"{name}: {ranked}"] if (ranked := _ranked(done)) else []
     by_group = {
         f"{name}, {group}": [row for row in mine if row.get("group") == group]
         for name, mine in groups(rows).items()

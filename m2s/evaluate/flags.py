@@ -1,7 +1,7 @@
 """Whether flags tell bad reconstructions from good ones, on stacks that were spoilt on purpose.
 
-Limits are fitted on the selection hearts and judged on the validation hearts. Dice is taken after the best in-plane
-translation of the whole heart: what all slices share cannot be known and is no fault.
+What Dice to expect is fitted on the selection hearts and judged on the validation hearts. Dice is taken after the best
+in-plane translation of the whole heart: what all slices share cannot be known and is no fault.
 """
 
 import json
@@ -16,12 +16,14 @@ from m2s.baselines.method import Method
 from m2s.data.heart import keyed_rng
 from m2s.data.sdg import voxelise
 from m2s.evaluate.degrade import SPOILERS, Spoilt
+from m2s.evaluate.dice_model import Fitted, columns, expected
 from m2s.evaluate.hearts import Cohort, base_heart
 from m2s.evaluate.networks import pipeline_behind
 from m2s.evaluate.scores import Row
 from m2s.evaluate.simulation import noise_key
-from m2s.metrics import best_inplane_shift_dice
+from m2s.metrics import best_inplane_shift_dice, spearman
 from m2s_runtime.errors import CaseError
+from m2s_runtime.expected_dice import traits
 from m2s_runtime.flags import LIMITS, measures, raised, step_flags
 from m2s_runtime.grid import GRID, PADDING, PLANES, SPACING
 from m2s_runtime.placement import Placement, canonicalise
@@ -34,14 +36,8 @@ _RADIUS: Final = 3
 NOTES: Final = frozenset({"specks_removed"})
 """What is told about a stack and warns of nothing: not counted here."""
 
-FITTED: Final[Mapping[str, tuple[float, ...]]] = {
-    "slices_disagree": tuple(round(0.70 + 0.01 * k, 2) for k in range(28)),
-    "slice_disagrees": tuple(round(0.10 + 0.02 * k, 2) for k in range(44)),
-}
-"""Limits that are fitted and the values tried."""
-
-_FALSE_ALARMS: Final = 0.08
-"""Share of good stacks that may be flagged where limits are fitted; the bar is 10 % on other hearts."""
+DOUBTFUL: Final = "doubtful"
+"""The flag that is fitted."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class SpoiltStack:
         return f"flags, {self.cohort.name} {self.row}, {self.spoiler}, draw {self.draw}"
 
     def rows(self, methods: Mapping[str, Method]) -> Iterator[Row]:
-        """One row with Dice, the measures that have limits, and the flags that have none; refusals in `error`."""
+        """One row with Dice, what has limits, the flags that have none, and traits; refusals in `error`."""
         heart = base_heart(self.cohort, self.row)
         stack = SPOILERS[self.spoiler](heart, keyed_rng("spoilt", self.seed, heart.id, self.spoiler, self.draw))
         row: Row = {
@@ -78,11 +74,13 @@ class SpoiltStack:
             yield row | {"error": f"{error.code}: {error}"}
             return
         found = measures(canonical, result.mesh, result.sdg, result.agreement, result.spread)
+        seen = traits(canonical, found, result.mesh.volume / 1000, result.shifts - result.common_shift)
         fixed = (*canonical.flags, *step_flags(canonical.placement.step_mm, pipeline.manifest.step_range_mm))
         truth = true_mask(stack, heart.faces, canonical.placement)
         predicted = np.asarray(result.sdg[:, :, PADDING : PADDING + PLANES] < 0)
         limits = json.dumps(pipeline.manifest.flag_limits)
-        yield row | {"dice": placed_dice(truth, predicted), "fixed": " ".join(fixed), "limits": limits} | found
+        row |= {"dice": placed_dice(truth, predicted), "fixed": " ".join(fixed), "limits": limits}
+        yield row | found | {"expected_dice": result.expected_dice} | columns(seen)
 
 
 def true_mask(stack: Spoilt, faces: npt.NDArray[np.int32], placement: Placement) -> npt.NDArray[np.bool_]:
@@ -118,47 +116,43 @@ class Caught:
     good_flagged: int
 
     @classmethod
-    def of(cls, rows: Sequence[Row], limits: Mapping[str, float]) -> "Caught":
-        """Count over rows with a Dice."""
-        done = [(float(row["dice"] or 0), bool(row_flags(row, limits))) for row in rows if not row.get("error")]
+    def of(cls, rows: Sequence[Row], limits: Mapping[str, float], only: str | None = None) -> "Caught":
+        """Count over rows with a Dice, any flag or one alone."""
+        judged = [row for row in rows if not row.get("error")]
+        raised = [row_flags(row, limits) for row in judged]
+        flagged = [only in flags if only else bool(flags) for flags in raised]
+        done = [(float(row["dice"] or 0), flag) for row, flag in zip(judged, flagged, strict=True)]
         bad, good = [f for d, f in done if d < BAD], [f for d, f in done if d > GOOD]
         return cls(len(bad), sum(bad), len(good), sum(good))
 
 
-def fit_limits(rows: Sequence[Row], limits: Mapping[str, float]) -> dict[str, float]:
-    """Limits that catch most of the bad stacks while at most 8 % of the good are flagged; of equals, fewest of these.
-
-    Args:
-        rows: of `SpoiltStack`.
-        limits: what the bundle has; those in `FITTED` are replaced.
-
-    Returns:
-        All limits that differ from the runtime's own.
-    """
-    rows = [row for row in rows if not row.get("error")]
-    without: dict[str, float] = dict(limits) | dict.fromkeys(FITTED, -1.0)  # below which nothing lies
-    dice = np.array([float(row["dice"] or 0) for row in rows])
-    others = np.array([bool(row_flags(row, without)) for row in rows], np.bool_)
-    first, second = ([float(row[name] or 0) for row in rows] for name in FITTED)
-    best, chosen = (-1.0, 0.0), dict(limits)
-    for a in FITTED["slices_disagree"]:
-        for b in FITTED["slice_disagrees"]:
-            flagged = others | (np.array(first) < a) | (np.array(second) < b)
-            caught, alarms = _share(flagged[dice < BAD]), _share(flagged[dice > GOOD])
-            if alarms <= max(_FALSE_ALARMS, _share(others[dice > GOOD])) and (caught, -alarms) > best:
-                best, chosen = (caught, -alarms), dict(limits) | {"slices_disagree": a, "slice_disagrees": b}
-    return chosen
+def refitted(rows: Sequence[Row], fitted: Fitted) -> list[Row]:
+    """The rows with the Dice that another model expects of them."""
+    return [row if row.get("error") else row | {"expected_dice": expected(row, fitted.dice_model)} for row in rows]
 
 
-def table(rows: Sequence[Row], limits: Mapping[str, float]) -> str:
-    """Markdown: per kind of damage, how many of the bad and of the good are flagged."""
+def report(rows: Sequence[Row], limits: Mapping[str, float]) -> str:
+    """Markdown: all flags, the fitted one alone, and how well the expected Dice ranks the stacks."""
+    parts = [table(rows, limits)]
+    pairs = [(float(row["expected_dice"] or 0), float(row["dice"] or 0)) for row in rows if row.get("expected_dice")]
+    if pairs:
+        parts += [f"`{DOUBTFUL}` alone:", table(rows, limits, DOUBTFUL)]
+        rank = spearman(*np.array(pairs).T)
+        parts += [f"Spearman of expected and true Dice: {rank:.3f}, {len(pairs)} stacks"]
+    return "\n\n".join(parts)
+
+
+def table(rows: Sequence[Row], limits: Mapping[str, float], only: str | None = None) -> str:
+    """Markdown: per kind of damage, how many of the bad and of the good are flagged, by any flag or by one alone."""
     kinds = list(dict.fromkeys(str(row["spoilt"]) for row in rows if row.get("spoilt")))
     lines = [
         f"| damage | stacks | refused | median Dice % | Dice < {BAD:.0%}: flagged | Dice > {GOOD:.0%}: flagged |",
         "|---" * 6 + "|",
-        *(_line(kind, [row for row in rows if row.get("spoilt") == kind], limits) for kind in kinds),
-        _line("all", rows, limits),
+        *(_line(kind, [row for row in rows if row.get("spoilt") == kind], limits, only) for kind in kinds),
+        _line("all", rows, limits, only),
     ]
+    if only:
+        return "\n".join(lines)
     counts: dict[str, list[int]] = {}
     for row in rows:
         for flag in dict.fromkeys(row_flags(row, limits)):
@@ -170,9 +164,9 @@ def table(rows: Sequence[Row], limits: Mapping[str, float]) -> str:
     return "\n".join([*lines, *(f"| {name} | {bad} | {good} |" for name, (bad, good) in counts.items())])
 
 
-def _line(name: str, rows: Sequence[Row], limits: Mapping[str, float]) -> str:
+def _line(name: str, rows: Sequence[Row], limits: Mapping[str, float], only: str | None) -> str:
     done = [float(row["dice"] or 0) for row in rows if not row.get("error")]
-    found = Caught.of(rows, limits)
+    found = Caught.of(rows, limits, only)
     median = f"{100 * float(np.median(done)):.1f}" if done else "-"
     bad, good = _of(found.bad_flagged, found.bad), _of(found.good_flagged, found.good)
     return f"| {name} | {len(rows)} | {len(rows) - len(done)} | {median} | {bad} | {good} |"
@@ -180,7 +174,3 @@ def _line(name: str, rows: Sequence[Row], limits: Mapping[str, float]) -> str:
 
 def _of(part: int, whole: int) -> str:
     return f"{part} of {whole} ({100 * part / whole:.1f} %)" if whole else "-"
-
-
-def _share(values: npt.NDArray[np.bool_]) -> float:
-    return float(values.mean()) if len(values) else 0.0

@@ -15,10 +15,17 @@ from m2s.evaluate.scores import Truth
 from m2s_runtime.grid import GRID, NOMINAL_STEP, PADDING, PLANES, SPACING, UPSAMPLING
 from m2s_runtime.surface import Mesh
 
-CohortName = Literal["validation", "wide", "selection"]
+CohortName = Literal["validation", "wide", "selection", "wide-selection"]
 
 WIDE_SEED: Final = 20241
 SELECTION_SEED: Final = 20242
+WIDE_SELECTION_SEED: Final = 20243
+_SEEDS: Final[dict[CohortName, int]] = {
+    "validation": VALIDATION_SEED,
+    "wide": WIDE_SEED,
+    "selection": SELECTION_SEED,
+    "wide-selection": WIDE_SELECTION_SEED,
+}
 _LONGEST: Final = PLANES - 2
 """Longest wall in planes that `seat` takes as it is."""
 
@@ -28,7 +35,8 @@ class Cohort:
     """People of the atlas, varied in one way.
 
     `validation` is the headline cohort, `wide` the same people varied as in training (they stand in for patients),
-    `selection` are other people varied as in `validation`: what is fitted, is fitted on them.
+    `selection` are other people varied as in `validation`, `wide-selection` the same people varied as in training: what
+    is fitted, is fitted on them.
     """
 
     atlas: Path
@@ -37,7 +45,7 @@ class Cohort:
     @property
     def rows(self) -> Sequence[int]:
         """Their rows in the atlas."""
-        return SELECTION_ROWS if self.name == "selection" else VALIDATION_ROWS
+        return SELECTION_ROWS if self.name in ("selection", "wide-selection") else VALIDATION_ROWS
 
     def heart(self, row: int) -> Heart:
         """One heart, end-diastolic for even rows and end-systolic for odd ones, in planes of 2 mm.
@@ -46,10 +54,9 @@ class Cohort:
             NoInputs: the folder lacks a file of the atlas.
             UsageProblem: a file does not hold the atlas, or the row is another cohort's.
         """
-        seed = {"validation": VALIDATION_SEED, "wide": WIDE_SEED, "selection": SELECTION_SEED}[self.name]
-        augment = TRAINING if self.name == "wide" else VALIDATION
+        augment = TRAINING if self.name in ("wide", "wide-selection") else VALIDATION
         phase: Phase = "ES" if row % 2 else "ED"
-        return AtlasCohort(self.atlas, self.rows, seed, augment=augment).heart(row, phase)
+        return AtlasCohort(self.atlas, self.rows, _SEEDS[self.name], augment=augment).heart(row, phase)
 
 
 def thinning(heart: Heart, step_mm: float) -> int:

@@ -119,7 +119,8 @@ class Network:
             level = (0.5 - result.probability).astype(np.float32)
             return Prediction(level, mask_surface(level <= 0), result.shifts, binary=False, remembered=again)
         told = tuple(getattr(result, "flags", ()))  # those of the whole method; what was decoded otherwise has none
-        return replace(from_sdg(result.sdg, result.shifts), remembered=again, flags=told)
+        expected: float | None = getattr(result, "expected_dice", None)
+        return replace(from_sdg(result.sdg, result.shifts), remembered=again, flags=told, expected_dice=expected)
 
 
 CLASSICAL: Final[Mapping[str, Mapping[str, Any]]] = {

@@ -17,6 +17,7 @@ from m2s.evaluate.coarse import shared
 from m2s.evaluate.hearts import Cohort
 from m2s.evaluate.scores import Row, Truth
 from m2s.evaluate.shift_error import deviations
+from m2s.metrics import spearman
 from m2s_runtime.errors import UsageProblem
 from m2s_runtime.grid import SPACING
 from m2s_runtime.result import Reconstruction
@@ -99,13 +100,6 @@ def pairs(result: Reconstruction, truth: Truth, scale: float = 1.0) -> tuple[Flo
     voxels = result.mesh.vertices[chosen] @ to_grid[:3, :3].T + to_grid[:3, 3]
     error = truth.surface.index.distance(voxels * SPACING)
     return result.spread[chosen].astype(np.float64) / scale, error
-
-
-def spearman(spread: Floats, error: Floats) -> float:
-    """Rank correlation; 0 where either does not vary."""
-    if np.ptp(spread) == 0 or np.ptp(error) == 0:
-        return 0.0
-    return float(np.corrcoef(stats.rankdata(spread), stats.rankdata(error))[0, 1])
 
 
 def fitted_scale(spread: Floats, error: Floats) -> float:

@@ -234,6 +234,7 @@ def told(row: Row, result: "Reconstruction", canonical: Canonical, measurements:
         genus=None if shape.genus is None else int(shape.genus),
         common_shift_x_mm=float(common[0]),
         common_shift_y_mm=float(common[1]),
+        expected_dice=result.expected_dice,
         spread_mean_mm=None if spread is None else float(spread.mean()),
         spread_p95_mm=None if spread is None else float(np.percentile(spread, 95)),
         flags=" ".join(dict.fromkeys((*(row.flags or "").split(), *canonical.flags, *result.flags))) or None,

@@ -81,6 +81,11 @@ class Result:
         return self.reconstruction.spread
 
     @property
+    def expected_dice(self) -> float | None:
+        """Dice that stacks like this one were reconstructed with when it was tried; None where the bundle has none."""
+        return self.reconstruction.expected_dice
+
+    @property
     def sdg(self) -> Floats:
         """(128, 128, 64) float32 mm, signed distances on the 1 x 1 x 2 mm grid, negative inside the wall."""
         return self.reconstruction.sdg

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from m2s_runtime import flags
+from m2s_runtime.expected_dice import DiceModel, misnamed
 from m2s_runtime.grid import GRID, IN_PLANE, PADDING, PLANES, SLICES, SPACING
 from m2s_runtime.shift_error import NO_ERROR, Deviations
 
@@ -174,6 +175,7 @@ class Manifest:
         shift_error_mm: how wrong the shifts of `mc` are, for `shift_error.draw_shift_errors`; optional.
         csdg_share: weight of the C-SDG in the surface, see `blend.Blend`; optional.
         flag_limits: limits of flags that differ from `flags.LIMITS`, by the names there; optional.
+        dice_model: what Dice to expect of a case; optional, without it none is told.
         profiles: batch sizes to build TensorRT engines for, by name; optional.
         flavours: the graphs in other precisions, `float16` only as yet; optional.
         proven: parity of other engines and precisions than that of `parity`, by `engine-precision` (such as
@@ -211,6 +213,7 @@ class Manifest:
     shift_error_mm: Deviations = NO_ERROR
     csdg_share: float = 0.0
     flag_limits: dict[str, float] = field(default_factory=dict[str, float])
+    dice_model: DiceModel | None = None
     profiles: dict[str, BatchProfile] = field(default_factory=default_profiles)
     flavours: dict[str, Flavour] = field(default_factory=dict[str, Flavour])
     proven: dict[str, Parity] = field(default_factory=dict[str, Parity])
@@ -263,6 +266,8 @@ def faults(manifest: Manifest) -> list[str]:
         found.append(f"shift_error_mm is {manifest.shift_error_mm}, partly negative")
     found += _extra_faults(manifest)
     found += [f"flag_limits has no {n!r}, only {', '.join(flags.LIMITS)}" for n in flags.unknown(manifest.flag_limits)]
+    if manifest.dice_model and (wrong := misnamed(manifest.dice_model)):
+        found.append(f"dice_model is of another version: {', '.join(wrong)}")
     return found
 
 

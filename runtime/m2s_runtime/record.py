@@ -49,6 +49,7 @@ class Row:
         shift_superior_mm: the same from inferior to superior.
         agreement_mean: Dice of re-aligned slice and reconstruction in its plane, mean over the slices with wall.
         agreement_least: the same of the worst slice.
+        expected_dice: Dice that reconstructions of such stacks have had, see `expected_dice.DiceModel`.
         spread_mean_mm: spread of the posterior samples, mean over the vertices; None with a single sample.
         spread_p95_mm: its 95th percentile.
         volume_sd_ml: standard deviation of `volume_ml` over the posterior samples.
@@ -87,6 +88,7 @@ class Row:
     shift_superior_mm: float | None = None
     agreement_mean: float | None = None
     agreement_least: float | None = None
+    expected_dice: float | None = None
     spread_mean_mm: float | None = None
     spread_p95_mm: float | None = None
     volume_sd_ml: float | None = None

@@ -29,6 +29,7 @@ class Reconstruction:
         agreement: (12,) float32, see `agreement.agreement`: Dice of each re-aligned slice with the reconstruction in
             its plane, NaN where the slice holds no wall.
         sample_volumes_ml: volume of the wall in each posterior sample; empty when there is a single one.
+        expected_dice: see `expected_dice.DiceModel`; None where the bundle has none.
     """
 
     mesh: Mesh
@@ -42,6 +43,7 @@ class Reconstruction:
     spread: Floats | None
     agreement: Floats
     sample_volumes_ml: tuple[float, ...] = ()
+    expected_dice: float | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from exporting import export
 from toy import TOY
 
 import m2s_export.bundle as publishing
+from m2s.evaluate.dice_model import Fitted
 from m2s.nets.mcsr import McsrNet
 from m2s.nets.presets import PRESETS
 from m2s.train.checkpoint import load_weights, save_weights
@@ -24,6 +25,7 @@ from m2s_export.precision import round_weights
 from m2s_runtime.bundle import load_bundle
 from m2s_runtime.engines import open_engine
 from m2s_runtime.errors import UsageProblem
+from m2s_runtime.expected_dice import TRAITS, DiceModel
 
 TUNED = {"stage": "mcsr", "preset": "tiny", "data": "noise; then 8 pairs", "data_licence": "CC0-1.0", "step": "60"}
 OTHERS = ("encode.onnx", "denoise.onnx", "decode.onnx")
@@ -123,10 +125,23 @@ def test_by_command(bundle, made, tuned, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(publishing, "to_onnx", lambda graph: graph)
     monkeypatch.setattr(publishing, "write_graph", lambda path, *_, **__: path.write_bytes(made.read(path.name)))
     words = [tuned[0], "--onto", bundle.path, "--out", tmp_path / "new"]
-    assert export(monkeypatch, *words, "--surfaces", 0, "--temperature", 0.5) == 0
+    fitted = Fitted({"expected_dice": 0.87}, DiceModel(-2.5, dict.fromkeys(TRAITS, 0.1)))
+    fitted.write(tmp_path / "fitted.json")
+    more = ("--surfaces", 0, "--temperature", 0.5, "--fitted", tmp_path / "fitted.json", "--flag-limit", "few_slices=4")
+    assert export(monkeypatch, *words, *more) == 0
     assert "spread calibrated as in tiny" in capsys.readouterr().out
+    new = load_bundle(tmp_path / "new")
+    assert new.manifest.dice_model == fitted.dice_model
+    assert new.manifest.flag_limits == bundle.manifest.flag_limits | {"expected_dice": 0.87, "few_slices": 4}
+    assert "from 30 traits of a stack, is below 0.870" in (new.path / "MODEL_CARD.md").read_text()
     found = load_bundle(tmp_path / "new").manifest
     assert (found.temperature, found.steps, found.spread_scale) == (0.5, bundle.manifest.steps, 1.0)
+    again = [tuned[0], "--onto", new.path, "--out", tmp_path / "again", "--surfaces", 0]
+    assert export(monkeypatch, *again) == 0
+    assert "Dice expected as of new: m2s-eval flags" in capsys.readouterr().out
+    assert load_bundle(tmp_path / "again").manifest.dice_model == fitted.dice_model
+    assert export(monkeypatch, *again[:-2], "--overwrite", "--fitted", tmp_path / "none.json") == 2
+    assert "none.json" in capsys.readouterr().err
     assert export(monkeypatch, *words) == 6
     assert "--overwrite" in capsys.readouterr().err
     assert export(monkeypatch, *words, "--store", "float32") == 2

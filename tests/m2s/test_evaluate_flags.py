@@ -12,13 +12,14 @@ from scipy import stats
 from m2s.data.phantom import phantom
 from m2s.data.sdg import signed_distance_grid
 from m2s.data.simulate import Normal
-from m2s.evaluate import coarse, flags, spread
+from m2s.evaluate import coarse, dice_model, flags, spread
 from m2s.evaluate.degrade import SPOILERS, scanned
 from m2s.evaluate.hearts import Cohort, Subject, heart_truth
 from m2s.evaluate.methods import GRID_TO_MM, Network
 from m2s.evaluate.networks import Remembering
-from m2s.metrics import dice
+from m2s.metrics import dice, spearman
 from m2s_runtime.errors import NotFinite, UsageProblem
+from m2s_runtime.expected_dice import TRAITS
 from m2s_runtime.grid import SPACING
 from m2s_runtime.placement import canonicalise
 from m2s_runtime.result import Reconstruction
@@ -116,6 +117,7 @@ def test_a_good_answer_is_not_flagged_and_a_bad_one_that_disagrees_is(monkeypatc
     good = _row(monkeypatch, heart, Pipeline(heart))
     assert good["dice"] > 0.99
     assert flags.row_flags(good, json.loads(good["limits"])) == ()
+    assert good[dice_model.PREFIX + "slices"] == np.count_nonzero(wall_slices(scanned(heart, _rng(), Normal(0.0)).wall))
     bad = _row(monkeypatch, heart, Pipeline(heart, off=3.0, agrees=0.5))
     assert bad["dice"] < 0.85
     assert "slices_disagree" in flags.row_flags(bad, {})
@@ -142,29 +144,68 @@ def test_a_method_without_a_pipeline_is_refused(monkeypatch, heart):
         list(flags.SpoiltStack(COHORT, 1400, "none", 0).rows({"ours": lambda *_: None}))
 
 
-def _measured(dice_value, mean, least):
-    return {"spoilt": "x", "dice": dice_value, "slices_disagree": mean, "slice_disagrees": least, "few_slices": 8.0}
+def _told(rng, subject, *, spoilt: bool):
+    """A row whose Dice follows from two of its traits, and noise."""
+    found = dict(zip(TRAITS, rng.normal(0, 1, len(TRAITS)), strict=True)) | {"gap": 0.0}
+    found["torn"] += 2.0 * spoilt
+    error = np.exp(-2.5 + 0.5 * found["torn"] - 0.2 * found["length"] + rng.normal(0, 0.1))
+    return {"spoilt": "x", "subject": subject, "dice": 1 - min(error, 0.6)} | dice_model.columns(found)
 
 
-def test_fitted_limits_separate_what_can_be_separated():
-    rows = [_measured(0.95, 0.93, 0.8) for _ in range(50)] + [_measured(0.7, 0.93, 0.4) for _ in range(20)]
-    rows += [_measured(0.6, 0.8, 0.8) for _ in range(20)] + [{"spoilt": "x", "error": "range: no"}]
-    limits = flags.fit_limits(rows, {"few_slices": 2.0})
-    assert limits["few_slices"] == 2.0
-    assert 0.8 < limits["slices_disagree"] <= 0.93
-    assert 0.4 < limits["slice_disagrees"] <= 0.8
-    found = flags.Caught.of(rows, limits)
-    assert (found.bad_flagged, found.bad, found.good_flagged, found.good) == (40, 40, 0, 50)
+def _cohort(seed, hearts=60):
+    rng = _rng(seed)
+    return [_told(rng, f"h{k}", spoilt=bool(k % 2)) for k in range(hearts) for _ in range(10)]
 
 
-def test_fitted_limits_do_not_flag_more_of_the_good_than_allowed():
-    rng = _rng(2)
-    rows = [_measured(0.95, m, 0.9) for m in rng.normal(0.9, 0.03, 400)]
-    rows += [_measured(0.7, m, 0.9) for m in rng.normal(0.86, 0.03, 400)]
-    found = flags.Caught.of(rows, flags.fit_limits(rows, {}))
-    assert found.good_flagged / found.good <= 0.08
-    # The best threshold at that rate of false alarms, from the two normal distributions.
-    assert found.bad_flagged / found.bad == pytest.approx(stats.norm.cdf(stats.norm.ppf(0.08) + 0.04 / 0.03), abs=0.12)
+def test_a_fitted_model_is_that_of_least_squares_where_there_is_much_to_fit_on():
+    rows = [*_cohort(1), {"spoilt": "x", "subject": "h0", "error": "range: no"}]
+    model = dice_model.fit(rows, flags.GOOD).dice_model
+    table = np.array([[row[dice_model.PREFIX + name] for name in TRAITS] for row in rows[:-1]])
+    wanted = np.log((1 - np.array([row["dice"] for row in rows[:-1]])).clip(0.02, 0.6))
+    oracle = np.linalg.lstsq(np.c_[np.ones(len(table)), table], wanted, rcond=None)[0]
+    np.testing.assert_allclose(list(model.weights.values()), oracle[1:], atol=0.02)
+    assert model.intercept == pytest.approx(oracle[0], abs=0.03)
+    assert model.weights["torn"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_what_it_expects_tells_bad_from_good_on_other_hearts_at_the_agreed_rate_of_alarms():
+    fitted, others = dice_model.fit(_cohort(1), flags.GOOD), _cohort(2)
+    scored = flags.refitted(others, fitted)
+    found = flags.Caught.of(scored, fitted.flag_limits, "doubtful")
+    assert found.bad_flagged / found.bad > 0.9
+    assert found.good_flagged / found.good == pytest.approx(0.08, abs=0.04)
+    text = flags.report(scored, fitted.flag_limits)
+    assert f"| all | {len(scored)} | 0 |" in text.split("`doubtful` alone:")[1]
+    rank = stats.spearmanr([r["expected_dice"] for r in scored], [r["dice"] for r in scored]).statistic
+    assert f"Spearman of expected and true Dice: {rank:.3f}, {len(scored)} stacks" in text
+
+
+def test_the_limit_is_not_fitted_on_the_hearts_that_it_is_taken_from():
+    rng = _rng(5)  # nothing to learn: on its own hearts a model would still seem to know something
+    rows = [{**_told(rng, f"h{k}", spoilt=False), "dice": rng.choice([0.7, 0.95])} for k in range(40)]
+    fitted = dice_model.fit(rows, flags.GOOD)
+    own = np.array([dice_model.expected(row, fitted.dice_model) for row in rows if row["dice"] > flags.GOOD])
+    assert (own < fitted.flag_limits["expected_dice"]).mean() < 0.05
+
+
+def test_too_little_to_fit_on_is_refused():
+    with pytest.raises(UsageProblem, match="--fit-limit"):
+        dice_model.fit(_cohort(1, hearts=9), flags.GOOD)
+    with pytest.raises(UsageProblem, match="a good stack"):
+        dice_model.fit([row | {"dice": 0.5} for row in _cohort(1)], flags.GOOD)
+    with pytest.raises(UsageProblem, match=r"without trait_length.*--out"):
+        dice_model.fit([{"subject": f"h{k}", "dice": 0.95} for k in range(20)], flags.GOOD)
+
+
+def test_what_was_fitted_comes_back_from_its_file_and_nothing_else_does(tmp_path):
+    fitted, path = dice_model.fit(_cohort(1), flags.GOOD), tmp_path / "fitted.json"
+    fitted.write(path)
+    assert dice_model.read_fitted(path) == fitted
+    path.write_text('{"flag_limits": {}}')
+    with pytest.raises(UsageProblem, match=r"fitted.json.*dice_model.*m2s-eval flags --fit"):
+        dice_model.read_fitted(path)
+    with pytest.raises(UsageProblem, match=r"gone\.json"):
+        dice_model.read_fitted(tmp_path / "gone.json")
 
 
 def test_pairs_measure_vertices_in_the_frame_of_the_truth(heart):
@@ -190,8 +231,8 @@ def test_a_calibrated_spread_gets_the_scale_it_lacks():
     assert scale == pytest.approx(3, rel=0.02)
     assert spread.coverage(true / 3, error, scale) == pytest.approx(0.9, abs=1e-3)
     assert spread.coverage(true, error, 1.0) == pytest.approx(0.9, abs=0.01)
-    assert spread.spearman(true, error) == pytest.approx(stats.spearmanr(true, error).statistic)
-    assert spread.spearman(np.ones(5), np.arange(5.0)) == 0
+    assert spearman(true, error) == pytest.approx(stats.spearmanr(true, error).statistic)
+    assert spearman(np.ones(5), np.arange(5.0)) == 0
     with pytest.raises(UsageProblem, match="no spread"):
         spread.fitted_scale(np.zeros(10), np.ones(10))
 

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from scipy import stats
 
 from m2s.cli import evaluate
 from m2s.data.phantom import phantom
@@ -163,6 +164,12 @@ def test_summary_counts_sound_surfaces_of_ringed_stacks():
     ]
     assert "m: median re-cut Dice 90.00 %; 1 of 2 stacks" in summary(rows)
     assert [len(group) for group in groups(rows).values()] == [4]
+    assert "Spearman" not in summary(rows)
+    told = [row | {"subject": k, "expected_dice": 0.9 - 0.01 * k, "left_out": (k - 2) ** 2 / 100} for k in range(6)]
+    rank = stats.spearmanr([r["expected_dice"] for r in told], [r["left_out"] for r in told]).statistic
+    assert f"m: Spearman of expected Dice and that of slices: left-out {rank:.2f} (6 stacks), re-cut 0.00" in summary(
+        told
+    )
 
 
 @pytest.mark.parametrize("phase", [0, 2])

@@ -47,6 +47,7 @@ def test_a_manifest_of_before_sampling_reads_as_it_was_meant(toy):
         "shift_error_mm",
         "csdg_share",
         "flag_limits",
+        "dice_model",
         "profiles",
         "flavours",
         "proven",
@@ -180,7 +181,7 @@ def test_links_that_leave_the_folder_are_refused(toy):
         (lambda d: d.update(flavours={"float8": {"files": {}, "parity": None}}), "float8"),
         (lambda d: d.update(flavours={"float16": {"files": {"mc": "half.onnx"}}}), "half.onnx"),
         (lambda d: d.update(flavours={"float16": {"files": {"unet": "mc.onnx"}}}), "unet"),
-        (lambda d: d.update(flag_limits={"torn_wall": 0.2, "tornwall": 0.2}), "no 'tornwall', only few_slices, torn"),
+        (lambda d: d.update(flag_limits={"torn_wall": 0.2, "tornwall": 0.2}), "no 'tornwall', only expected_dice, few"),
     ],
 )
 def test_what_this_runtime_cannot_drive_is_refused(toy, change, word):

@@ -10,6 +10,7 @@ function stateOf(item) {
 const ORDER = Object.keys(STATES);
 
 const FLAGS = {
+  doubtful: "Stacks that look like this one were often reconstructed badly when it was tried: see the expected Dice.",
   labels_contradict: "The mask does not look like the label scheme that was named.",
   few_slices: "Few slices hold wall: the shape between them is guessed more than seen.",
   torn_wall: "The ring is open in many slices.",
@@ -34,7 +35,7 @@ const NUMBERS = {
   length_mm: ["Length", "mm"], thickness_mean_mm: ["Wall thickness, mean", "mm"],
   thickness_max_mm: ["Wall thickness, greatest", "mm"], slices: ["Slices used", ""],
   step_mm: ["Distance between slices", "mm"], agreement_mean: ["Agreement with the slices, mean Dice", ""],
-  agreement_least: ["Agreement of the worst slice", ""], mean_shift_mm: ["Slice shift, mean", "mm"],
+  agreement_least: ["Agreement of the worst slice", ""], expected_dice: ["Dice to expect", ""], mean_shift_mm: ["Slice shift, mean", "mm"],
   max_shift_mm: ["Slice shift, longest", "mm"], spread_mean_mm: ["Spread of the samples, mean", "mm"],
   spread_p95_mm: ["Spread, 95th percentile", "mm"],
   shift_right_mm: ["Slice shift, left to right", "mm"], shift_anterior_mm: ["Slice shift, back to front", "mm"],
