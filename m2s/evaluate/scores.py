@@ -21,6 +21,7 @@ Row = dict[str, str | int | float | bool | None]
 COLUMNS: Final[Mapping[str, tuple[str, float, int]]] = {
     "dice": ("Dice %", 100, 2),
     "dice_recentred": ("Dice % re-centred", 100, 2),
+    "dice_within": ("Dice % in planes of the true wall", 100, 2),
     "cd": ("cd mm²", 1, 2),
     "cd_over_floor": ("cd over floor mm²", 1, 2),
     "cd_points": ("cd of the points mm²", 1, 2),
