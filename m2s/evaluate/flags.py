@@ -74,7 +74,7 @@ class SpoiltStack:
             yield row | {"error": f"{error.code}: {error}"}
             return
         found = measures(canonical, result.mesh, result.sdg, result.agreement, result.spread)
-        seen = traits(canonical, found, result.mesh.volume / 1000, result.shifts - result.common_shift)
+        seen = traits(canonical, found, result.mesh.volume / 1000)
         fixed = (*canonical.flags, *step_flags(canonical.placement.step_mm, pipeline.manifest.step_range_mm))
         truth = true_mask(stack, heart.faces, canonical.placement)
         predicted = np.asarray(result.sdg[:, :, PADDING : PADDING + PLANES] < 0)

@@ -80,7 +80,7 @@ PRESETS: Final[dict[str, Preset]] = {
             VqVaeSize((4, 4, 4), (2, 2, 2), (48, 128), (1, 2), 10.0),
             DenoiserSize((48, 96, 144), 1, (False, False, True), 48, 16, "residual"),
             "ships; two CPU cores are enough",
-            csdg_share=0.5,
+            csdg_share=0.6,
         ),
         Preset(
             "tiny",

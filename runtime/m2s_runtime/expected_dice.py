@@ -25,10 +25,9 @@ _HEIGHTS: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Where the outline is looked at, from the base (0) to the apex (1)."""
 _FACTS: Final = ("gap", "open_ring", "base_unclear")
 """Flags of `Canonical` that count."""
-_LEAST_SHIFT_MM: Final = 0.1
 
 TRAITS: Final = (
-    *("length", "width", "volume", "thickness", "step", "slices", "slenderness", "shift", "log_shift"),
+    *("length", "width", "volume", "thickness", "step", "slices", "slenderness"),
     *(f"outer_{height:g}" for height in _HEIGHTS),
     *(f"inner_{height:g}" for height in _HEIGHTS),
     *(f"elongation_{height:g}" for height in _HEIGHTS[1:-1]),
@@ -51,25 +50,22 @@ class DiceModel:
         return 1 - math.exp(min(max(logarithm, least), most))
 
 
-def traits(
-    canonical: Canonical, measured: Mapping[str, float], volume_ml: float, shifts: npt.ArrayLike
-) -> dict[str, float]:
+def traits(canonical: Canonical, measured: Mapping[str, float], volume_ml: float) -> dict[str, float]:
     """What a `DiceModel` looks at.
 
     Args:
         canonical: the stack.
         measured: of `flags.measures`.
         volume_ml: of the reconstructed wall.
-        shifts: (12, 2) mm, without what all slices have in common.
 
     Returns:
         By the names in `TRAITS`. Logarithms: `length` mm from the first slice to the last, `width` mm (radius of the
-        widest outline), `volume` ml of the wall in the slices, `thickness` mm in its middle, `step` mm, `slenderness`
-        (not a logarithm: length over width), `log_shift` and `shift` (mean |component| mm, the latter as it is),
-        `outer_h` (radius of the outline at height h over the widest), `growth` (reconstructed volume over that of the
-        slices). As they are: `inner_h` (radius of the cavity over that of the outline), `elongation_h` (long over
-        short axis), `slices`, `torn`, `disagreement`, `worst_disagreement`, `pieces`; 1 or 0 for the flags of the
-        stack. Radii are those of discs of the same area.
+        widest outline), `volume` ml of the wall in the slices, `thickness` mm in its middle, `step` mm, `outer_h`
+        (radius of the outline at height h over the widest), `growth` (reconstructed volume over that of the slices).
+        As they are: `slenderness` (length over width), `inner_h` (radius of the cavity over that of the outline),
+        `elongation_h` (long over short axis), `slices`, `torn`, `disagreement`, `worst_disagreement`, `pieces`; 1 or 0
+        for the flags of the stack. Radii are those of discs of the same area. How far slices were moved is left out:
+        simulated slices move by more than those of patients do.
     """
     held = np.flatnonzero(wall_slices(canonical.masks))
     step, span = canonical.placement.step_mm, float(np.ptp(held) + 1)
@@ -81,11 +77,10 @@ def traits(
     outer, inner = (np.interp(_HEIGHTS, heights, np.sqrt(a / np.pi)) for a in (walls + pools, pools))
     widest = float(np.sqrt((walls + pools).max() / np.pi))
     long = np.interp(_HEIGHTS[1:-1], heights, [_elongation(canonical.masks[:, :, s]) for s in held])
-    moved = float(np.abs(np.asarray(shifts)[held]).mean())
     slices_ml = measured["small_wall_ml"]
     values = (
         *np.log((span * step, widest, slices_ml, (outer - inner)[1:-1].mean(), step)),
-        *(len(held), span * step / widest, moved, math.log(moved + _LEAST_SHIFT_MM)),
+        *(len(held), span * step / widest),
         *np.log(outer / widest), *(inner / outer), *long,
         *(measured["torn_wall"], 1 - measured["slices_disagree"], 1 - measured["slice_disagrees"]),
         *(measured["pieces_dropped"], math.log(volume_ml / slices_ml)),

@@ -108,7 +108,7 @@ class Pipeline:
             spread = vertex_spread(mesh.vertices, affine, best.sdgs, scale) if self.samples > 1 else None
             volumes = wall_volumes(best.sdgs) if self.samples > 1 else ()
         measured = flags.measures(canonical, mesh, sdg, best.agreement, spread)
-        expected = self._expected(canonical, measured, mesh.volume / 1000, best.shifts[0] - common)
+        expected = self._expected(canonical, measured, mesh.volume / 1000)
         known = measured if expected is None else measured | {"expected_dice": expected}
         raised = flags.raised(known, self.manifest.flag_limits)
         raised = (*flags.step_flags(canonical.placement.step_mm, self.manifest.step_range_mm), *raised)
@@ -118,8 +118,6 @@ class Pipeline:
             best.agreement, volumes, expected,
         )  # fmt: skip
 
-    def _expected(
-        self, canonical: Canonical, measured: Mapping[str, float], volume_ml: float, shifts: Floats
-    ) -> float | None:
+    def _expected(self, canonical: Canonical, measured: Mapping[str, float], volume_ml: float) -> float | None:
         model = self.manifest.dice_model
-        return None if model is None else model.dice(traits(canonical, measured, volume_ml, shifts))
+        return None if model is None else model.dice(traits(canonical, measured, volume_ml))

@@ -261,7 +261,7 @@ def test_how_to_sample_reaches_the_manifest(training_run):
     ("preset", "asked", "share", "told"),
     [
         ("paper", None, 0.0, "| Surface | what the diffusion draws |"),
-        ("compact", None, 0.5, "| Surface | 50 % what the diffusion draws, 50 % C-SDG, smoothed by 0.7 mm |"),
+        ("compact", None, 0.6, "| Surface | 40 % what the diffusion draws, 60 % C-SDG, smoothed by 0.7 mm |"),
         ("compact", 0.0, 0.0, "| Surface | what the diffusion draws |"),
         ("paper", 0.25, 0.25, "| Surface | 75 % what the diffusion draws, 25 % C-SDG, smoothed by 0.7 mm |"),
     ],

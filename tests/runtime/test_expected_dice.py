@@ -38,15 +38,13 @@ def tube(outer=30.0, inner=20.0, squeeze=1.0):
 
 
 def test_traits_of_a_tube():
-    shifts = np.full((12, 2), 99.0)
-    shifts[2:10] = (1.0, -2.0)
-    found = traits(stack(tube()), MEASURED, 88.0, shifts)
+    found = traits(stack(tube()), MEASURED, 88.0)
     assert tuple(found) == TRAITS
     assert math.exp(found["length"]) == pytest.approx(64)
     assert math.exp(found["width"]) == pytest.approx(30, rel=0.01)
     assert math.exp(found["thickness"]) == pytest.approx(10, rel=0.03)
     assert found["slenderness"] == pytest.approx(64 / 30, rel=0.01)
-    assert (math.exp(found["step"]), found["slices"], found["shift"]) == (pytest.approx(8), 8, 1.5)
+    assert (math.exp(found["step"]), found["slices"]) == (pytest.approx(8), 8)
     assert math.exp(found["volume"]) == pytest.approx(80)
     assert math.exp(found["growth"]) == pytest.approx(1.1)
     for height in ("0.05", "0.5", "0.95"):
@@ -62,12 +60,12 @@ def test_a_cone_narrows_and_an_ellipse_is_long():
     masks = tube()
     for k in range(8):
         masks[:, :, 2 + k] = (np.hypot(X, Y) < 40 - 4 * k) & (np.hypot(X, Y) >= 20 - 2 * k)
-    found = traits(stack(masks), MEASURED, 80.0, np.zeros((12, 2)))
+    found = traits(stack(masks), MEASURED, 80.0)
     # At height h of eight slices the outline lies at 40 - 4 (8 h - 1/2).
     for height in (0.25, 0.5, 0.75):
         assert math.exp(found[f"outer_{height:g}"]) == pytest.approx((42 - 32 * height) / 40, rel=0.02)
         assert found[f"inner_{height:g}"] == pytest.approx(0.5, rel=0.05)
-    long = traits(stack(tube(squeeze=1.5)), MEASURED, 80.0, np.zeros((12, 2)))
+    long = traits(stack(tube(squeeze=1.5)), MEASURED, 80.0)
     assert long["elongation_0.5"] == pytest.approx(1.5, rel=0.02)
 
 
@@ -76,7 +74,7 @@ def test_nothing_is_too_small_to_have_traits(pixels):
     masks = np.zeros((128, 128, 12), bool)
     for x, y in pixels:
         masks[x, y, 4] = True
-    found = traits(stack(masks, flags=("open_ring", "gap")), MEASURED, 1.0, np.zeros((12, 2)))
+    found = traits(stack(masks, flags=("open_ring", "gap")), MEASURED, 1.0)
     assert np.isfinite(list(found.values())).all()
     assert (found["open_ring"], found["gap"], found["base_unclear"]) == (1, 1, 0)
 
