@@ -203,10 +203,10 @@ def spread(atlas: Path, draws: int, limit: int, fit_limit: int, law: str, **opti
 @click.option("--cohort", type=click.Choice(["validation", "wide"]), default="validation", show_default=True)
 @click.option(
     "--fit",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="Fit on selection hearts what Dice to expect, score with that, and write it here for m2s-export --fitted.",
 )
-@click.option("--fit-limit", type=click.IntRange(1), default=32, show_default=True, help="Selection hearts for --fit.")
+@click.option("--fit-limit", type=click.IntRange(10), default=48, show_default=True, help="Selection hearts for --fit.")
 @shared
 def flags(
     atlas: Path,
@@ -241,12 +241,12 @@ def flags(
     limits = next(json.loads(str(row["limits"])) for row in found if row.get("limits"))
     scored = [row for row in found if row.get("cohort") == cohort]
     if fit:
-        others = [row for row in found if row.get("cohort") != cohort]
+        others = rows.fittable([row for row in found if row.get("cohort") != cohort], limits)
         fitted = dice_model.fit(others, rows.GOOD)
         fitted.write(fit)
         click.echo(f"fitted on {len(others)} stacks of selection hearts: {fit}\n")
+        scored = rows.refitted(scored, fitted, limits)
         limits |= fitted.flag_limits
-        scored = rows.refitted(scored, fitted)
     click.echo(rows.report(scored, limits))
 
 

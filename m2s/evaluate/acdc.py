@@ -280,7 +280,7 @@ def _ranked(rows: list[Row]) -> str:
     for key, what in (("withheld", "withheld"), ("left_out", "left-out"), ("recut", "re-cut")):
         pairs = [(float(row["expected_dice"] or 0), float(row[key] or 0)) for row in rows
                  if row.get("expected_dice") and row.get(key) is not None]  # fmt: skip
-        if len(pairs) > _FEWEST_RANKED:
+        if len(pairs) >= _FEWEST_RANKED:
             told.append(f"{what} {spearman(*np.array(pairs).T):.2f} ({len(pairs)} stacks)")
     return f"Spearman of expected Dice and that of slices: {', '.join(told)}" if told else ""
 

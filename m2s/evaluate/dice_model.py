@@ -11,10 +11,12 @@ import numpy.typing as npt
 from m2s.evaluate.scores import Row
 from m2s_runtime import atomic, strict_json
 from m2s_runtime.errors import UsageProblem
-from m2s_runtime.expected_dice import ERRORS, TRAITS, DiceModel
+from m2s_runtime.expected_dice import ERRORS, TRAITS, DiceModel, faults
 
 Floats = npt.NDArray[np.float64]
 
+LIMIT: Final = "expected_dice"
+"""Name of the limit that is fitted."""
 PREFIX: Final = "trait_"
 """Of the columns that hold traits."""
 _PENALTY: Final = 10.0
@@ -43,9 +45,15 @@ def read_fitted(path: Path) -> Fitted:
         UsageProblem: no such file, or another kind of file.
     """
     try:
-        return strict_json.loads(Fitted, path.read_bytes())
+        fitted = strict_json.loads(Fitted, path.read_bytes())
     except (OSError, strict_json.Misfit) as error:
         raise UsageProblem(f"{path}: {error}; give the file that m2s-eval flags --fit wrote") from error
+    wrong = faults(fitted.dice_model)
+    if set(fitted.flag_limits) != {LIMIT} or not 0 <= fitted.flag_limits[LIMIT] <= 1:
+        wrong.append(f"flag_limits is not {LIMIT} alone, between 0 and 1")
+    if wrong:
+        raise UsageProblem(f"{path}: {wrong[0]}; fit it anew with m2s-eval flags --fit")
+    return fitted
 
 
 def fit(rows: Sequence[Row], good: float) -> Fitted:
@@ -70,7 +78,7 @@ def fit(rows: Sequence[Row], good: float) -> Fitted:
         model = _ridge(table[~held], errors[~held])
         expected[held] = [model.dice(dict(zip(TRAITS, one, strict=True))) for one in table[held].tolist()]
     limit = float(np.quantile(expected[dice > good], _FALSE_ALARMS))
-    return Fitted({"expected_dice": round(limit, 4)}, _ridge(table, errors))
+    return Fitted({LIMIT: round(limit, 4)}, _ridge(table, errors))
 
 
 def expected(row: Row, model: DiceModel) -> float:
@@ -97,4 +105,7 @@ def _ridge(table: Floats, wanted: Floats) -> DiceModel:
     scaled = (table - mean) / deviation
     gram = scaled.T @ scaled + _PENALTY * np.eye(len(mean))
     weights = np.linalg.solve(gram, scaled.T @ (wanted - wanted.mean())) / deviation
-    return DiceModel(float(wanted.mean() - weights @ mean), dict(zip(TRAITS, weights.tolist(), strict=True)))
+    # The mean of an error is more than the exponential of the mean of its logarithm (smearing, Duan 1983).
+    smeared = np.log(np.exp(wanted - wanted.mean() - (table - mean) @ weights).mean())
+    intercept = float(wanted.mean() - weights @ mean + smeared)
+    return DiceModel(intercept, dict(zip(TRAITS, weights.tolist(), strict=True)))

@@ -23,7 +23,7 @@ from m2s.evaluate.scores import Row
 from m2s.evaluate.simulation import noise_key
 from m2s.metrics import best_inplane_shift_dice, spearman
 from m2s_runtime.errors import CaseError
-from m2s_runtime.expected_dice import traits
+from m2s_runtime.expected_dice import DOUBTFUL, UNTOLD, traits
 from m2s_runtime.flags import LIMITS, measures, raised, step_flags
 from m2s_runtime.grid import GRID, PADDING, PLANES, SPACING
 from m2s_runtime.placement import Placement, canonicalise
@@ -35,9 +35,6 @@ _RADIUS: Final = 3
 
 NOTES: Final = frozenset({"specks_removed"})
 """What is told about a stack and warns of nothing: not counted here."""
-
-DOUBTFUL: Final = "doubtful"
-"""The flag that is fitted."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,8 @@ class SpoiltStack:
         predicted = np.asarray(result.sdg[:, :, PADDING : PADDING + PLANES] < 0)
         limits = json.dumps(pipeline.manifest.flag_limits)
         row |= {"dice": placed_dice(truth, predicted), "fixed": " ".join(fixed), "limits": limits}
-        yield row | found | {"expected_dice": result.expected_dice} | columns(seen)
+        told = pipeline.manifest.dice_model is not None
+        yield row | found | {"told": told, "expected_dice": result.expected_dice} | columns(seen)
 
 
 def true_mask(stack: Spoilt, faces: npt.NDArray[np.int32], placement: Placement) -> npt.NDArray[np.bool_]:
@@ -103,7 +101,8 @@ def row_flags(row: Row, limits: Mapping[str, float]) -> tuple[str, ...]:
     """All flags of a row under some limits."""
     found = {name: float(row[name] or 0) for name in LIMITS if isinstance(row.get(name), int | float)}
     fixed = [flag for flag in str(row.get("fixed") or "").split() if flag not in NOTES]
-    return (*fixed, *raised(found, limits))
+    flags = (*fixed, *raised(found, limits))
+    return (*flags, DOUBTFUL) if row.get("told") and set(UNTOLD) & set(flags) else flags
 
 
 @dataclass(frozen=True)
@@ -126,9 +125,19 @@ class Caught:
         return cls(len(bad), sum(bad), len(good), sum(good))
 
 
-def refitted(rows: Sequence[Row], fitted: Fitted) -> list[Row]:
+def fittable(rows: Sequence[Row], limits: Mapping[str, float]) -> list[Row]:
+    """The rows of which a Dice is expected at all."""
+    return [row for row in rows if not row.get("error") and not set(UNTOLD) & set(row_flags(row, limits))]
+
+
+def refitted(rows: Sequence[Row], fitted: Fitted, limits: Mapping[str, float]) -> list[Row]:
     """The rows with the Dice that another model expects of them."""
-    return [row if row.get("error") else row | {"expected_dice": expected(row, fitted.dice_model)} for row in rows]
+    plain = [row | {"told": True, "expected_dice": None} for row in rows]
+    able = fittable(rows, limits)
+    return [
+        new | {"expected_dice": expected(row, fitted.dice_model)} if row in able else new
+        for row, new in zip(rows, plain, strict=True)
+    ]
 
 
 def report(rows: Sequence[Row], limits: Mapping[str, float]) -> str:

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from m2s_runtime import flags
-from m2s_runtime.expected_dice import DiceModel, misnamed
+from m2s_runtime import expected_dice, flags
+from m2s_runtime.expected_dice import DiceModel
 from m2s_runtime.grid import GRID, IN_PLANE, PADDING, PLANES, SLICES, SPACING
 from m2s_runtime.shift_error import NO_ERROR, Deviations
 
@@ -266,8 +266,7 @@ def faults(manifest: Manifest) -> list[str]:
         found.append(f"shift_error_mm is {manifest.shift_error_mm}, partly negative")
     found += _extra_faults(manifest)
     found += [f"flag_limits has no {n!r}, only {', '.join(flags.LIMITS)}" for n in flags.unknown(manifest.flag_limits)]
-    if manifest.dice_model and (wrong := misnamed(manifest.dice_model)):
-        found.append(f"dice_model is of another version: {', '.join(wrong)}")
+    found += expected_dice.faults(manifest.dice_model) if manifest.dice_model else []
     return found
 
 

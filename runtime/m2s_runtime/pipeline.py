@@ -9,7 +9,7 @@ from m2s_runtime.bundle import Bundle
 from m2s_runtime.clock import Clock
 from m2s_runtime.engines.base import Engine
 from m2s_runtime.errors import EmptyWall
-from m2s_runtime.expected_dice import traits
+from m2s_runtime.expected_dice import DOUBTFUL, UNTOLD, traits
 from m2s_runtime.handles import surface_without_handles
 from m2s_runtime.manifest import Manifest
 from m2s_runtime.one_pass import OnePass
@@ -108,16 +108,24 @@ class Pipeline:
             spread = vertex_spread(mesh.vertices, affine, best.sdgs, scale) if self.samples > 1 else None
             volumes = wall_volumes(best.sdgs) if self.samples > 1 else ()
         measured = flags.measures(canonical, mesh, sdg, best.agreement, spread)
-        expected = self._expected(canonical, measured, mesh.volume / 1000)
-        known = measured if expected is None else measured | {"expected_dice": expected}
-        raised = flags.raised(known, self.manifest.flag_limits)
+        raised = flags.raised(measured, self.manifest.flag_limits)
         raised = (*flags.step_flags(canonical.placement.step_mm, self.manifest.step_range_mm), *raised)
+        expected, doubtful = self._expected(canonical, measured, mesh.volume / 1000, raised)
+        raised = (*doubtful, *raised)
         raised += ("apex_closed",) * best.capped + ("tunnels_filled",) * surface.filled
         return Reconstruction(
             mesh, best.shifts[0], common, best.probability, sdg, affine, raised, clock.seconds, spread,
             best.agreement, volumes, expected,
         )  # fmt: skip
 
-    def _expected(self, canonical: Canonical, measured: Mapping[str, float], volume_ml: float) -> float | None:
+    def _expected(
+        self, canonical: Canonical, measured: Mapping[str, float], volume_ml: float, raised: tuple[str, ...]
+    ) -> tuple[float | None, tuple[str, ...]]:
+        """The Dice to expect, and `doubtful` if it is too low or nothing can be expected."""
         model = self.manifest.dice_model
-        return None if model is None else model.dice(traits(canonical, measured, volume_ml))
+        if model is None:
+            return None, ()
+        if set(UNTOLD) & set(raised):
+            return None, (DOUBTFUL,)
+        expected = model.dice(traits(canonical, measured, volume_ml))
+        return expected, flags.raised({"expected_dice": expected}, self.manifest.flag_limits)

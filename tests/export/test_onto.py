@@ -133,7 +133,7 @@ def test_by_command(bundle, made, tuned, tmp_path, monkeypatch, capsys):
     new = load_bundle(tmp_path / "new")
     assert new.manifest.dice_model == fitted.dice_model
     assert new.manifest.flag_limits == bundle.manifest.flag_limits | {"expected_dice": 0.87, "few_slices": 4}
-    assert "from 28 traits of a stack, is below 0.870" in (new.path / "MODEL_CARD.md").read_text()
+    assert "from 26 traits of a stack, is below 0.870" in (new.path / "MODEL_CARD.md").read_text()
     found = load_bundle(tmp_path / "new").manifest
     assert (found.temperature, found.steps, found.spread_scale) == (0.5, bundle.manifest.steps, 1.0)
     again = [tuned[0], "--onto", new.path, "--out", tmp_path / "again", "--surfaces", 0]

@@ -19,7 +19,7 @@ from m2s.evaluate.methods import GRID_TO_MM, Network
 from m2s.evaluate.networks import Remembering
 from m2s.metrics import dice, spearman
 from m2s_runtime.errors import NotFinite, UsageProblem
-from m2s_runtime.expected_dice import TRAITS
+from m2s_runtime.expected_dice import TRAITS, DiceModel
 from m2s_runtime.grid import SPACING
 from m2s_runtime.placement import canonicalise
 from m2s_runtime.result import Reconstruction
@@ -91,7 +91,9 @@ class Pipeline:
 
     @property
     def manifest(self):
-        return SimpleNamespace(flag_limits={"few_slices": 2}, step_range_mm=(5.0, 14.0), spread_scale=2.0)
+        return SimpleNamespace(
+            dice_model=None, flag_limits={"few_slices": 2}, step_range_mm=(5.0, 14.0), spread_scale=2.0
+        )
 
     def reconstruct(self, canonical, _noise_key):
         if self.refuse:
@@ -117,7 +119,7 @@ def test_a_good_answer_is_not_flagged_and_a_bad_one_that_disagrees_is(monkeypatc
     good = _row(monkeypatch, heart, Pipeline(heart))
     assert good["dice"] > 0.99
     assert flags.row_flags(good, json.loads(good["limits"])) == ()
-    assert good[dice_model.PREFIX + "slices"] == np.count_nonzero(wall_slices(scanned(heart, _rng(), Normal(0.0)).wall))
+    assert np.exp(good[dice_model.PREFIX + "volume"]) == pytest.approx(good["small_wall_ml"])
     bad = _row(monkeypatch, heart, Pipeline(heart, off=3.0, agrees=0.5))
     assert bad["dice"] < 0.85
     assert "slices_disagree" in flags.row_flags(bad, {})
@@ -164,13 +166,14 @@ def test_a_fitted_model_is_that_of_least_squares_where_there_is_much_to_fit_on()
     wanted = np.log((1 - np.array([row["dice"] for row in rows[:-1]])).clip(0.02, 0.6))
     oracle = np.linalg.lstsq(np.c_[np.ones(len(table)), table], wanted, rcond=None)[0]
     np.testing.assert_allclose(list(model.weights.values()), oracle[1:], atol=0.02)
-    assert model.intercept == pytest.approx(oracle[0], abs=0.03)
+    left = wanted - oracle[0] - table @ oracle[1:]
+    assert model.intercept == pytest.approx(oracle[0] + np.log(np.exp(left).mean()), abs=0.03)
     assert model.weights["torn"] == pytest.approx(0.5, abs=0.1)
 
 
 def test_what_it_expects_tells_bad_from_good_on_other_hearts_at_the_agreed_rate_of_alarms():
     fitted, others = dice_model.fit(_cohort(1), flags.GOOD), _cohort(2)
-    scored = flags.refitted(others, fitted)
+    scored = flags.refitted(others, fitted, {})
     found = flags.Caught.of(scored, fitted.flag_limits, "doubtful")
     assert found.bad_flagged / found.bad > 0.9
     assert found.good_flagged / found.good == pytest.approx(0.08, abs=0.04)
@@ -188,6 +191,28 @@ def test_the_limit_is_not_fitted_on_the_hearts_that_it_is_taken_from():
     assert (own < fitted.flag_limits["expected_dice"]).mean() < 0.05
 
 
+def test_the_mean_of_what_it_expects_is_the_mean_of_what_is_found():
+    rng = _rng(3)
+    rows = [row | {"dice": 1 - min((1 - row["dice"]) * np.exp(rng.normal(0, 0.4)), 0.6)} for row in _cohort(1)]
+    model = dice_model.fit(rows, flags.GOOD).dice_model
+    told = np.mean([dice_model.expected(row, model) for row in rows])
+    assert told == pytest.approx(np.mean([row["dice"] for row in rows]), abs=0.005)
+
+
+def test_nothing_is_expected_of_stacks_unlike_those_of_the_fit_and_they_are_doubtful():
+    fitted = dice_model.fit(_cohort(1), flags.GOOD)
+    rows = [row | {"few_slices": 9.0} for row in _cohort(2)[:3]]
+    rows[0] |= {"few_slices": 3.0}
+    rows[1] |= {"fixed": "gap step_out_of_range"}
+    scored = flags.refitted(rows, fitted, {})
+    assert [row["expected_dice"] is None for row in scored] == [True, True, False]
+    assert [flags.row_flags(row, {"expected_dice": 0.0}) for row in scored] == [
+        ("few_slices", "doubtful"), ("gap", "step_out_of_range", "doubtful"), (),
+    ]  # fmt: skip
+    assert flags.fittable(rows, {}) == rows[2:]
+    assert flags.row_flags(rows[0], {}) == ("few_slices",)  # of a bundle without a model
+
+
 def test_too_little_to_fit_on_is_refused():
     with pytest.raises(UsageProblem, match="--fit-limit"):
         dice_model.fit(_cohort(1, hearts=9), flags.GOOD)
@@ -203,6 +228,12 @@ def test_what_was_fitted_comes_back_from_its_file_and_nothing_else_does(tmp_path
     assert dice_model.read_fitted(path) == fitted
     path.write_text('{"flag_limits": {}}')
     with pytest.raises(UsageProblem, match=r"fitted.json.*dice_model.*m2s-eval flags --fit"):
+        dice_model.read_fitted(path)
+    replace(fitted, flag_limits={"expected_dice": 5.0}).write(path)
+    with pytest.raises(UsageProblem, match=r"fitted.json: flag_limits"):
+        dice_model.read_fitted(path)
+    replace(fitted, dice_model=DiceModel(0.0, {"x": 1.0})).write(path)
+    with pytest.raises(UsageProblem, match=r"fitted.json: dice_model is of another version"):
         dice_model.read_fitted(path)
     with pytest.raises(UsageProblem, match=r"gone\.json"):
         dice_model.read_fitted(tmp_path / "gone.json")

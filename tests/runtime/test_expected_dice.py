@@ -44,7 +44,6 @@ def test_traits_of_a_tube():
     assert math.exp(found["width"]) == pytest.approx(30, rel=0.01)
     assert math.exp(found["thickness"]) == pytest.approx(10, rel=0.03)
     assert found["slenderness"] == pytest.approx(64 / 30, rel=0.01)
-    assert (math.exp(found["step"]), found["slices"]) == (pytest.approx(8), 8)
     assert math.exp(found["volume"]) == pytest.approx(80)
     assert math.exp(found["growth"]) == pytest.approx(1.1)
     for height in ("0.05", "0.5", "0.95"):
@@ -113,6 +112,22 @@ def test_the_pipeline_tells_it_and_flags_what_is_below_the_limit():
     assert wide == pytest.approx(1 - 0.1 * 30**0.1, rel=0.002)
 
 
+@pytest.mark.parametrize("changes", [{"step_range_mm": (9.0, 14.0)}, {"flag_limits": {"few_slices": 9}}])
+def test_nothing_is_expected_outside_the_training_and_that_is_doubtful(changes):
+    pytest.importorskip("onnxruntime")
+    bundle = load_bundle(TOY)
+    canonical = canonicalise(tube()[:, :, 2:10], np.diag([1.0, 1.0, 8.0, 1.0]))
+    told = replace(bundle, manifest=replace(bundle.manifest, dice_model=flat(), **changes))
+    found = Pipeline(told, open_engine(told, "onnx", "cpu", 1), steps=1).reconstruct(canonical, "ab")
+    assert found.expected_dice is None
+    assert found.flags[0] == "doubtful"
+    plain = replace(bundle, manifest=replace(bundle.manifest, **changes))
+    assert (
+        "doubtful"
+        not in Pipeline(plain, open_engine(plain, "onnx", "cpu", 1), steps=1).reconstruct(canonical, "ab").flags
+    )
+
+
 def test_a_manifest_with_the_traits_of_another_version_is_refused(tmp_path):
     toy, weights = shutil.copytree(TOY, tmp_path / "toy"), dict.fromkeys(TRAITS, 0.0)
     edit_manifest(toy, lambda d: d.update(dice_model={"intercept": -2, "weights": weights}))
@@ -121,4 +136,8 @@ def test_a_manifest_with_the_traits_of_another_version_is_refused(tmp_path):
     weights["tornness"] = 1.0
     edit_manifest(toy, lambda d: d.update(dice_model={"intercept": -2, "weights": weights}))
     with pytest.raises(BundleError, match="dice_model is of another version: torn, tornness"):
+        load_bundle(toy)
+    weights = dict.fromkeys(TRAITS, 0.0) | {"torn": 1e308, "growth": -1e308}
+    edit_manifest(toy, lambda d: d.update(dice_model={"intercept": -2, "weights": weights}))
+    with pytest.raises(BundleError, match="a weight beyond 1e"):
         load_bundle(toy)
