@@ -16,8 +16,6 @@ import numpy.typing as npt
 from m2s_runtime.placement import Canonical
 from m2s_runtime.slices import wall_slices
 
-Floats = npt.NDArray[np.float64]
-
 ERRORS: Final = (0.02, 0.6)
 """Least and greatest 1 - Dice that is ever expected."""
 DOUBTFUL: Final = "doubtful"
@@ -76,10 +74,8 @@ def traits(canonical: Canonical, measured: Mapping[str, float], volume_ml: float
     held = np.flatnonzero(wall_slices(canonical.masks))
     step, span = canonical.placement.step_mm, float(np.ptp(held) + 1)
     heights = (held - held[0] + 0.5) / span
-    walls, pools = (
-        np.count_nonzero(canonical.masks[:, :, held], axis=(0, 1)),
-        canonical.pool[held, 2].astype(np.float64),
-    )
+    walls = np.count_nonzero(canonical.masks[:, :, held], axis=(0, 1))
+    pools = canonical.pool[held, 2].astype(np.float64)
     outer, inner = (np.interp(_HEIGHTS, heights, np.sqrt(a / np.pi)) for a in (walls + pools, pools))
     widest = float(np.sqrt((walls + pools).max() / np.pi))
     long = np.interp(_HEIGHTS[1:-1], heights, [_elongation(canonical.masks[:, :, s]) for s in held])
