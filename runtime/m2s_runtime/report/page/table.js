@@ -1,7 +1,7 @@
 // The list of cases: sorted by any column, failures first unless asked otherwise, filtered by state, flag and words.
 const WORDS = ["case", "state"]; // the other columns hold numbers
 const COLUMNS = [
-  ["case", "Case"], ["state", "State"], ["agreement_mean", "Dice"], ["mean_shift_mm", "Shift, mm"], ["spread_p95_mm", "Spread, mm"],
+  ["case", "Case"], ["state", "State"], ["agreement_mean", "Dice"], ["expected_dice", "Exp. Dice"], ["mean_shift_mm", "Shift, mm"], ["spread_p95_mm", "Spread, mm"],
   ["volume_ml", "Wall, ml"], ["cavity_ml", "Cavity, ml"], ["seconds", "Time, s"],
 ].filter(([name]) => WORDS.includes(name) || report.cases.some((item) => item[name] !== undefined));
 const wanted = { words: "", state: "", flag: "", column: null, down: false };
