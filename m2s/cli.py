@@ -241,7 +241,7 @@ def flags(
     limits = next(json.loads(str(row["limits"])) for row in found if row.get("limits"))
     scored = [row for row in found if row.get("cohort") == cohort]
     if fit:
-        others = rows.fittable([row for row in found if row.get("cohort") != cohort], limits)
+        others = [row for row in found if row.get("cohort") != cohort and rows.tellable(row, limits)]
         fitted = dice_model.fit(others, rows.GOOD)
         fitted.write(fit)
         click.echo(f"fitted on {len(others)} stacks of selection hearts: {fit}\n")

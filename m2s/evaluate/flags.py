@@ -125,19 +125,15 @@ class Caught:
         return cls(len(bad), sum(bad), len(good), sum(good))
 
 
-def fittable(rows: Sequence[Row], limits: Mapping[str, float]) -> list[Row]:
-    """The rows of which a Dice is expected at all."""
-    return [row for row in rows if not row.get("error") and not set(UNTOLD) & set(row_flags(row, limits))]
+def tellable(row: Row, limits: Mapping[str, float]) -> bool:
+    """Whether a Dice is expected of a row at all."""
+    return not row.get("error") and not set(UNTOLD) & set(row_flags(row, limits))
 
 
 def refitted(rows: Sequence[Row], fitted: Fitted, limits: Mapping[str, float]) -> list[Row]:
     """The rows with the Dice that another model expects of them."""
-    plain = [row | {"told": True, "expected_dice": None} for row in rows]
-    able = fittable(rows, limits)
-    return [
-        new | {"expected_dice": expected(row, fitted.dice_model)} if row in able else new
-        for row, new in zip(rows, plain, strict=True)
-    ]
+    told = (expected(row, fitted.dice_model) if tellable(row, limits) else None for row in rows)
+    return [row | {"told": True, "expected_dice": dice} for row, dice in zip(rows, told, strict=True)]
 
 
 def report(rows: Sequence[Row], limits: Mapping[str, float]) -> str:

@@ -33,7 +33,7 @@ class Limit:
 
 
 LIMITS: Final = {
-    "expected_dice": Limit("doubtful", "below", 0.88),
+    "expected_dice": Limit("doubtful", "below", 0.85),
     "few_slices": Limit("few_slices", "below", 5),
     "torn_wall": Limit("torn_wall", "above", 0.3),
     "small_wall_ml": Limit("small_wall", "below", 45),

@@ -82,7 +82,7 @@ class Result:
 
     @property
     def expected_dice(self) -> float | None:
-        """Dice that stacks like this one were reconstructed with when it was tried; None where the bundle has none."""
+        """Dice that stacks like this one were reconstructed with when it was tried; None where that cannot be told."""
         return self.reconstruction.expected_dice
 
     @property

@@ -29,7 +29,7 @@ class Reconstruction:
         agreement: (12,) float32, see `agreement.agreement`: Dice of each re-aligned slice with the reconstruction in
             its plane, NaN where the slice holds no wall.
         sample_volumes_ml: volume of the wall in each posterior sample; empty when there is a single one.
-        expected_dice: see `expected_dice.DiceModel`; None where the bundle has none.
+        expected_dice: see `expected_dice.DiceModel`; None without one, and of stacks outside the training.
     """
 
     mesh: Mesh

@@ -209,7 +209,7 @@ def test_nothing_is_expected_of_stacks_unlike_those_of_the_fit_and_they_are_doub
     assert [flags.row_flags(row, {"expected_dice": 0.0}) for row in scored] == [
         ("few_slices", "doubtful"), ("gap", "step_out_of_range", "doubtful"), (),
     ]  # fmt: skip
-    assert flags.fittable(rows, {}) == rows[2:]
+    assert [flags.tellable(row, {}) for row in rows] == [False, False, True]
     assert flags.row_flags(rows[0], {}) == ("few_slices",)  # of a bundle without a model
 
 

@@ -10,7 +10,7 @@ function stateOf(item) {
 const ORDER = Object.keys(STATES);
 
 const FLAGS = {
-  doubtful: "Stacks that look like this one were often reconstructed badly when it was tried: see the expected Dice.",
+  doubtful: "Stacks that look like this one were often reconstructed badly when it was tried, or none like it was: see the Dice to expect.",
   labels_contradict: "The mask does not look like the label scheme that was named.",
   few_slices: "Few slices hold wall: the shape between them is guessed more than seen.",
   torn_wall: "The ring is open in many slices.",
