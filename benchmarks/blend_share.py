@@ -69,7 +69,7 @@ def main(atlas: Path, hearts: int, model: str | None) -> None:
     cohort, methods = Cohort(atlas, "selection"), Setup(("ours",), ModelOptions(model=model)).methods()
     rows = cohort.rows[:: max(len(cohort.rows) // hearts, 1)][:hearts]
     stacks = (shared(methods, cohort, row, 0, 0, "paper") for row in rows)
-    found = [scores(stack) for stack in stacks if stack is not None]
+    found = [scores(stack) for stack in stacks]
     click.echo(f"| share of the C-SDG | {' | '.join(name for name, _, _ in FIGURES.values())} |\n|{'---|' * 4}")
     for name in found[0]:
         click.echo(line(name, [one[name] for one in found], [one[MASK] for one in found]))

@@ -28,7 +28,7 @@ WIDTH = 84
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add pages that are not in docs/, and what pages of docs/ link to outside of it."""
     for page, source in TAKEN.items():
-        files.append(File.generated(config, page, content=(ROOT / source).read_text("utf-8")))
+        files.append(File.generated(config, page, content=_taken(source)))
     files.append(File.generated(config, "commands.md", content=commands_page()))
     files.append(File.generated(config, "exit-codes.md", content=codes_page()))
     pages = (file.content_string for file in list(files) if file.is_documentation_page())
@@ -36,6 +36,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if target not in TAKEN.values():
             files.append(File.generated(config, target, abs_src_path=str(ROOT / target)))
     return files
+
+
+def _taken(source: str) -> str:
+    """A page from elsewhere; what it shows of docs/ lies beside it on the site."""
+    up = "../" * source.count("/")
+    return (ROOT / source).read_text("utf-8").replace(f"]({up}docs/", "](")
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:

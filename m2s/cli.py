@@ -1,5 +1,6 @@
 """Commands of the training environment."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ import click
 from m2s.evaluate.figure_cli import figure
 from m2s.evaluate.options import FOLDER, Options, check_law, collect, setup_of, shared
 from m2s.evaluate.tables_cli import table1, table2, table3
-from m2s_runtime.errors import INTERRUPTED, CaseError, M2SError, Stop, UsageProblem, exit_codes
+from m2s_runtime.errors import INTERRUPTED, CaseError, M2SError, OutputError, Stop, UsageProblem, exit_codes
+from m2s_runtime.finite import Finite
 
 if TYPE_CHECKING:
     from m2s.evaluate.hearts import Cohort, CohortName
@@ -48,7 +50,7 @@ def evaluate() -> None:
 @click.option("--draws", type=click.IntRange(1), default=12, show_default=True, help="Stacks a heart.")
 @click.option("--limit", type=click.IntRange(1), default=None, help="Only this many hearts, spread over the cohort.")
 @click.option("--law", default="paper", show_default=True, help="paper, positive, normal:SD or one-off:MM.")
-@click.option("--step", "steps_mm", type=click.FloatRange(4, 14), multiple=True, help="Slice step, mm; repeatable.")
+@click.option("--step", "steps_mm", type=Finite(4, 14), multiple=True, help="Slice step, mm; repeatable.")
 @shared
 def simulation(
     atlas: Path,
@@ -228,6 +230,7 @@ def flags(
     from m2s.evaluate.work import spaced
 
     _only_ours(options)
+    _check_place(fit, "--fit")
     fitting = (Cohort(atlas, "selection"), Cohort(atlas, "wide-selection")) if fit else ()
     stacks = [
         rows.SpoiltStack(part, row, spoiler, draw, options["seed"])
@@ -274,7 +277,14 @@ def _report(
     check_usable(rows)
 
 
+def _check_place(file: Path | None, option: str) -> None:
+    """Before hours of work: what is written at their end has a place."""
+    if file is not None and not os.access(file.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{option} {file}: {file.parent} is no folder that can be written in")
+
+
 def _collect(items: "Sequence[Item]", options: Options) -> "list[Row]":
     from m2s.evaluate.rows import RowFile
 
+    _check_place(options["out"], "--out")
     return collect(items, setup_of(options), RowFile(options["out"]), options["jobs"])

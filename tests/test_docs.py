@@ -12,6 +12,7 @@ import pytest
 from documented import PAGES, ROOT, blocks, commands
 
 from m2s_runtime.errors import EXIT_CODES, CaseError
+from m2s_runtime.table import COLUMNS
 
 # In the order of the pages; what two of them say runs once.
 OURS = list(dict.fromkeys(command for page in PAGES for command in commands(page, "m2s-")))
@@ -68,6 +69,19 @@ def test_every_page_is_there_and_none_fetches_anything(site: Path):
         assert not fetched.search(text), name
     for sheet in site.rglob("*.css"):
         assert not re.search(r"""url\(["']?(?:https?:)?//|@import""", sheet.read_text()), sheet.name
+
+
+def test_every_column_of_cases_csv_is_explained():
+    told = "".join((ROOT / "docs" / page).read_text() for page in ("batches.md", "measurements.md"))
+    assert [column for column in COLUMNS if f"`{column}`" not in told] == []
+
+
+def test_every_picture_of_the_site_is_there(site: Path):
+    shown = {
+        (page, src) for page in site.glob("*.html") for src in re.findall(r'<img[^>]*\ssrc="([^"]+)"', page.read_text())
+    }
+    assert any(page.name == "model-card.html" for page, _ in shown)
+    assert not [(page.name, src) for page, src in shown if not (page.parent / src).is_file()]
 
 
 def test_the_drawing_is_part_of_its_page(site: Path):

@@ -277,7 +277,10 @@ def _workshop(out: Path, *, overwrite: bool) -> Generator[Path]:
         yield folder
         folder.chmod(0o755)
         refuse_existing(out, overwrite=overwrite)  # another run may have been quicker
-        _swap(folder, out)
+        try:
+            _swap(folder, out)
+        except OSError as error:
+            raise OutputError(f"{out}: cannot be replaced ({error.strerror or error}); run again") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """`m2s-export`: a training run in, a bundle or TensorRT engines out; and bundles checked again."""
 
 import logging
+import math
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from click.core import ParameterSource
 from m2s_runtime.bundle import MANIFEST, Bundle, load_bundle
 from m2s_runtime.errors import BUG, INTERRUPTED, BundleError, EngineError, Stop, UsageProblem, exit_codes
 from m2s_runtime.expected_dice import DiceModel
+from m2s_runtime.finite import Finite
 from m2s_runtime.shift_error import Deviations
 from m2s_runtime.text import clean
 
@@ -76,7 +78,7 @@ _USUAL: Final = ("--engine onnx", "--onto")
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(0, 1),
+    type=Finite(0, 1),
     default=1.0,
     show_default=True,
     help="Factor on the noise that a single sample starts from.",
@@ -86,13 +88,13 @@ _USUAL: Final = ("--engine onnx", "--onto")
 )
 @click.option(
     "--csdg-share",
-    type=click.FloatRange(0, 1),
+    type=Finite(0, 1),
     help="Weight of the C-SDG in the surface beside what the diffusion draws; --spread-scale has to be fitted anew.  "
     "[default: as the preset says]",
 )
 @click.option(
     "--spread-scale",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     default=1.0,
     show_default=True,
     help="Calibration of the spread, as m2s-eval spread finds it.",
@@ -138,7 +140,7 @@ _USUAL: Final = ("--engine onnx", "--onto")
 @click.option("--preset", default="paper", show_default=True, help="Of the imported weights.")
 @click.option(
     "--scale-factor",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     default=1.0,
     show_default=True,
     help="What the latents of the imported weights were multiplied by.",
@@ -259,9 +261,11 @@ def _announce(bundle: Bundle) -> None:
 
 def _deviations(told: str) -> Deviations:
     try:
-        alone, tilt, bend, third, fourth = (float(word) for word in told.split(","))
+        alone, tilt, bend, third, fourth = found = [float(word) for word in told.split(",")]
     except ValueError as error:
         raise UsageProblem(f"--shift-error {told}: give five numbers in mm with commas between") from error
+    if not all(0 <= mm < math.inf for mm in found):
+        raise UsageProblem(f"--shift-error {told}: numbers are mm, none of them negative")
     return alone, tilt, bend, third, fourth
 
 
@@ -360,6 +364,8 @@ def _limits(told: tuple[str, ...]) -> dict[str, float]:
         limits = {name: float(value) for name, _, value in (limit.partition("=") for limit in told)}
     except ValueError as error:
         raise UsageProblem(f"--flag-limit takes NAME=VALUE, e.g. few_slices=5 ({error})") from error
+    if not all(map(math.isfinite, limits.values())):
+        raise UsageProblem(f"--flag-limit {' '.join(told)}: give finite numbers")
     if strange := unknown(limits):
         raise UsageProblem(f"--flag-limit {strange[0]}: not one of {', '.join(LIMITS)}")
     return limits

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from m2s_runtime.errors import BUG, INTERRUPTED, OK, SOME_FAILED, OutputError, Stop, UsageProblem, exit_codes
+from m2s_runtime.finite import Finite
 from m2s_runtime.machine import one_blas_thread
 from m2s_runtime.text import clean
 
@@ -59,9 +60,7 @@ PARTS: Final = ("peaks", "networks", "hearts", "whole-run", "first-run")
 )
 @click.option("--jobs", type=click.IntRange(0), help="Processes of the whole command.  [default: m2s-run's own]")
 @click.option("--batch-sizes", default="1,4", show_default=True, metavar="N,…", help="Rows of a network call.")
-@click.option(
-    "--seconds", type=click.FloatRange(0), default=2.0, show_default=True, help="For each graph and batch size."
-)
+@click.option("--seconds", type=Finite(0), default=2.0, show_default=True, help="For each graph and batch size.")
 @click.option("--parts", default=",".join(PARTS), show_default=True, metavar="PART,…", help="What to measure.")
 @click.option("--in-turn", is_flag=True, help="A process for each line, where one cannot hold them all.")
 @click.option("--engine-dir", type=click.Path(path_type=Path), help="Folder of built TensorRT engines.")

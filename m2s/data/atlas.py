@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -107,6 +107,11 @@ TRAINING: Final = Augmentation(
 """Wide enough for patients: dilated, thick, thin and lop-sided walls, ragged bases."""
 
 
+def atlas_files(folder: Path) -> dict[Phase, Path]:
+    """The file of each phase."""
+    return {phase: folder / f"PCA_{phase}.mat" for phase in get_args(Phase)}
+
+
 class Atlas:
     """The shape model: means, modes and scores of both phases on one grid of meridians and rings."""
 
@@ -117,7 +122,7 @@ class Atlas:
             NoInputs: the folder lacks a file of the atlas.
             UsageProblem: a file does not hold the atlas.
         """
-        models = {phase: _read(Path(folder) / f"PCA_{phase}.mat", f"PCA_{phase}") for phase in ("ED", "ES")}
+        models = {phase: _read(file, file.stem) for phase, file in atlas_files(Path(folder)).items()}
         self._mean = {phase: np.asarray(m["MEAN"], np.float64).ravel() for phase, m in models.items()}
         self._modes = {phase: np.asarray(m["COEFF"], np.float64) for phase, m in models.items()}
         self._scores = {phase: np.asarray(m["SCORE"], np.float64) for phase, m in models.items()}

@@ -7,7 +7,8 @@ from typing import Final
 import numpy as np
 
 from m2s.data.clinical import Pair, read_pair
-from m2s.data.labelmaps import LabelMaps, Part, Phase
+from m2s.data.content import content_mark
+from m2s.data.labelmaps import KINDS, LabelMaps, Part, Phase, case_file
 from m2s.pool import worker_pool
 from m2s_runtime.atomic import write_bytes
 from m2s_runtime.errors import CaseError, NoInputs, UsageProblem
@@ -39,20 +40,26 @@ def prepare_pairs(folder: Path, data: Path, part: Part, workers: int = 1) -> Pai
     if marker.is_file() and marker.read_text() != origin:
         raise UsageProblem(f"{folder} holds pairs of {marker.read_text()}: remove it or choose another RUN")
     write_bytes(marker, origin.encode())
-    files = [folder / f"{subject}-{phase}.npy" for subject, phase in cases]
+    files = [folder / f"{subject}-{phase}-{_mark(data, subject, phase)}.npy" for subject, phase in cases]
     missing = [(data, *case, file) for case, file in zip(cases, files, strict=True) if not file.is_file()]
     if missing:
         with worker_pool(workers) as pool:
             told = list(pool.map(_prepare, missing))
     else:
         told = []
-    refused = {file.stem: reason for (*_, file), reason in zip(missing, told, strict=True) if reason}
-    kept = tuple(f for f in files if f.stem not in refused)
+    spoilt = {file: reason for (*_, file), reason in zip(missing, told, strict=True) if reason}
+    refused = {file.stem.rpartition("-")[0]: reason for file, reason in spoilt.items()}
+    kept = tuple(file for file in files if file not in spoilt)
     if not kept:
         raise NoInputs(
             f"{data}: none of {len(files)} {part} pairs can be used; the first: {next(iter(refused.values()))}"
         )
     return PairFiles(kept, refused)
+
+
+def _mark(data: Path, subject: int, phase: Phase) -> str:
+    """A file that was replaced since is read again."""
+    return content_mark(*(case_file(data, subject, phase, kind) for kind in KINDS))
 
 
 def _prepare(case: tuple[Path, int, Phase, Path]) -> str:
@@ -71,4 +78,4 @@ def load_pair(file: Path) -> Pair:
     """The inverse of `prepare_pairs` for one pair."""
     bits = np.unpackbits(np.frombuffer(file.read_bytes(), np.uint8)).astype(np.bool_)
     cut = int(np.prod(_STACK))
-    return Pair(file.stem, bits[:cut].reshape(_STACK), bits[cut:].reshape(MASK_GRID))
+    return Pair(file.stem.rpartition("-")[0], bits[:cut].reshape(_STACK), bits[cut:].reshape(MASK_GRID))

@@ -8,7 +8,7 @@ import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -103,8 +103,8 @@ class HeartStore:
     def __init__(self, folder: Path, spec: StoreSpec) -> None:
         self.folder, self.spec = folder, spec
         shards = range((spec.hearts + SHARD - 1) // SHARD)
-        self._masks = [np.load(_masks_file(folder, k), mmap_mode="r") for k in shards]
-        self._sdgs = [np.load(_distances_file(folder, k), mmap_mode="r") for k in shards] if spec.distances else []
+        self._masks = [mapped(_masks_file(folder, k)) for k in shards]
+        self._sdgs = [mapped(_distances_file(folder, k)) for k in shards] if spec.distances else []
         self._ids: list[str] = [name for k in shards for name in json.loads(_ids_file(folder, k).read_text())]
 
     def __reduce__(self) -> tuple[type["HeartStore"], tuple[Path, StoreSpec]]:
@@ -162,6 +162,18 @@ def _made(folder: Path, shard: int) -> int:
     """Hearts in a shard; a store may grow."""
     path = _ids_file(folder, shard)
     return len(json.loads(path.read_text())) if path.is_file() else 0
+
+
+def mapped(file: Path) -> npt.NDArray[Any]:
+    """An array in a file of a store, not read yet.
+
+    Raises:
+        UsageProblem: the file is damaged.
+    """
+    try:
+        return np.load(file, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise UsageProblem(f"{file}: damaged ({error}); remove its folder and run again, it is made anew") from error
 
 
 def claim(folder: Path, spec: StoreSpec) -> None:

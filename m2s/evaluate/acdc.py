@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from m2s.baselines.method import Method, Prediction
-from m2s.evaluate.content import content_mark
+from m2s.data.content import content_mark
 from m2s.evaluate.methods import Network, spacing_of
 from m2s.evaluate.scores import Row, markdown, soundness
 from m2s.evaluate.work import EVERY_METHOD, spaced
@@ -201,8 +201,8 @@ class StackFile:
 
     @property
     def name(self) -> str:
-        """The subject, and which file it was."""
-        return f"{self.subject}, {content_mark(self.path)}"
+        """The subject, which file it was, and what its labels were said to mean."""
+        return f"{self.subject}, {self.scheme}, {content_mark(self.path)}"
 
     @property
     def subject(self) -> str:
@@ -231,7 +231,7 @@ def _measure(method: Method, stack: WallStack) -> Row:
     try:
         row[column] = measure(method, stack)
     except CaseError as error:
-        row |= {column: None, "withheld_error": f"{error.code}: {error}"}
+        row |= {column: None, f"{column}_error": f"{error.code}: {error}"}
     return row
 
 

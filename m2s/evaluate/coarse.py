@@ -32,11 +32,9 @@ class Shared:
         return score(prediction, self.subject.truth)
 
 
-def shared(methods: Mapping[str, Method], cohort: Cohort, row: int, draw: int, seed: int, law: str) -> Shared | None:
-    """One stack through the method `ours`; None where the heart has no such stack."""
+def shared(methods: Mapping[str, Method], cohort: Cohort, row: int, draw: int, seed: int, law: str) -> Shared:
+    """One stack through the method `ours`."""
     found = subject(cohort, row)
-    if found is None:
-        return None
     heart, pipeline = found.heart, pipeline_behind(methods["ours"])
     stack = simulate_stack(heart.mask, draw_rng(heart.id, draw, seed), motion_law(law, heart.mask))
     key = noise_key(heart.id, draw, seed)

@@ -77,13 +77,11 @@ class CsdgStack:
     @property
     def name(self) -> str:
         """What it is."""
-        return f"csdg, {self.cohort.name} {self.row}, {self.law}, draw {self.draw}"
+        return f"csdg, {self.cohort.name} {self.row}, {self.law}, draw {self.draw}, {self.cohort.mark}"
 
     def rows(self, methods: Mapping[str, Method]) -> Iterator[Row]:
         """One row a C-SDG; `csdg_seconds` is its CPU time, `csdg_error` the mean distance from the exact one in mm."""
         found = shared(methods, self.cohort, self.row, self.draw, self.seed, self.law)
-        if found is None:
-            return
         pipeline, wall = found.pipeline, found.result.probability >= 0.5
         way, exact = Way(pipeline.sampling.steps, pipeline.sampling.temperature), exact_distance(wall)
         for kind, made in KINDS.items():
@@ -98,8 +96,9 @@ class CsdgStack:
 
 
 def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Lines of the table: one a C-SDG, in the order of `KINDS`."""
-    return {kind: mine for kind in KINDS if (mine := [row for row in rows if row.get("csdg") == kind])}
+    """Lines of the table: one a C-SDG, in the order of `KINDS`; a stack that was refused counts against each."""
+    refused = [row for row in rows if row.get("error")]
+    return {kind: mine + refused for kind in KINDS if (mine := [row for row in rows if row.get("csdg") == kind])}
 
 
 def _to_background(side: BoolArray) -> npt.NDArray[np.float64]:

@@ -33,8 +33,8 @@ GOOD: Final = 0.90
 _RADIUS: Final = 3
 """mm about the translation that brings both centroids together."""
 
-NOTES: Final = frozenset({"specks_removed"})
-"""What is told about a stack and warns of nothing: not counted here."""
+NOTES: Final = frozenset({"specks_removed", "apex_closed", "tunnels_filled"})
+"""What is told of a stack or of what was done to its surface, and warns of no low Dice: not counted here."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class SpoiltStack:
     @property
     def name(self) -> str:
         """What it is."""
-        return f"flags, {self.cohort.name} {self.row}, {self.spoiler}, draw {self.draw}"
+        return f"flags, {self.cohort.name} {self.row}, {self.spoiler}, draw {self.draw}, {self.cohort.mark}"
 
     def rows(self, methods: Mapping[str, Method]) -> Iterator[Row]:
         """One row with Dice, what has limits, the flags that have none, and traits; refusals in `error`."""

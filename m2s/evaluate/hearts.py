@@ -8,7 +8,17 @@ from typing import Final, Literal
 
 import numpy as np
 
-from m2s.data.atlas import SELECTION_ROWS, TRAINING, VALIDATION, VALIDATION_ROWS, VALIDATION_SEED, AtlasCohort, Phase
+from m2s.data.atlas import (
+    SELECTION_ROWS,
+    TRAINING,
+    VALIDATION,
+    VALIDATION_ROWS,
+    VALIDATION_SEED,
+    AtlasCohort,
+    Phase,
+    atlas_files,
+)
+from m2s.data.content import content_mark
 from m2s.data.heart import Heart, keyed_rng, seat
 from m2s.data.sdg import voxelise
 from m2s.evaluate.scores import Truth
@@ -41,6 +51,11 @@ class Cohort:
 
     atlas: Path
     name: CohortName = "validation"
+
+    @property
+    def mark(self) -> str:
+        """Of the atlas's files, so that rows which another atlas gave are never taken for this one's."""
+        return content_mark(*atlas_files(self.atlas).values())
 
     @property
     def rows(self) -> Sequence[int]:
@@ -103,10 +118,13 @@ def base_heart(cohort: Cohort, row: int) -> Heart:
 
 
 @lru_cache(maxsize=1)
-def subject(cohort: Cohort, row: int, step_mm: float = NOMINAL_STEP) -> Subject | None:
-    """A heart at a slice step with its truth, the last one remembered; None where the slices would be thinned out."""
+def subject(cohort: Cohort, row: int, step_mm: float = NOMINAL_STEP) -> Subject:
+    """A heart with its truth at a slice step that it can be cut at (`cuttable`), the last one remembered."""
     base = base_heart(cohort, row)
-    if step_mm != NOMINAL_STEP and thinning(base, step_mm) > 1:
-        return None
     heart = at_step(base, step_mm)
     return Subject(base.id, heart, heart_truth(heart))
+
+
+def cuttable(cohort: Cohort, row: int, step_mm: float) -> bool:
+    """Whether twelve slices a step apart hold the whole heart, so that none has to be left out."""
+    return step_mm == NOMINAL_STEP or thinning(base_heart(cohort, row), step_mm) <= 1

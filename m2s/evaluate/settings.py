@@ -10,11 +10,11 @@ import numpy as np
 
 from m2s.baselines.method import Method
 from m2s.data.clinical import read_pair
+from m2s.data.content import content_mark
 from m2s.data.heart import Heart
 from m2s.data.labelmaps import KINDS, LabelMap, LabelMaps, Phase, case_file, case_name
 from m2s.data.simulate import Masks
 from m2s.data.stand_in import stand_in_stack
-from m2s.evaluate.content import content_mark
 from m2s.evaluate.hearts import Cohort, base_heart, heart_truth
 from m2s.evaluate.scores import Row, Truth
 from m2s.evaluate.simulation import score_methods, score_stack
@@ -38,7 +38,7 @@ class StandInStack:
     @property
     def name(self) -> str:
         """What it is."""
-        return f"stand-in, {self.cohort.name} {self.row}, draw {self.draw}"
+        return f"stand-in, {self.cohort.name} {self.row}, draw {self.draw}, {self.cohort.mark}"
 
     def rows(self, methods: Mapping[str, Method]) -> Iterator[Row]:
         """One row a method.

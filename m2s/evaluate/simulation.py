@@ -9,7 +9,7 @@ from m2s.baselines.method import FloatArray, Method
 from m2s.data.heart import Heart
 from m2s.data.simulate import Masks, draw_rng, simulate_stack
 from m2s.evaluate.compare import paired_table, steps_table
-from m2s.evaluate.hearts import Cohort, subject
+from m2s.evaluate.hearts import Cohort, cuttable, subject
 from m2s.evaluate.laws import motion_law
 from m2s.evaluate.methods import spacing_of
 from m2s.evaluate.scores import Row, Truth, score, score_shifts
@@ -88,7 +88,7 @@ class SimulatedStack:
     @property
     def name(self) -> str:
         """What it is."""
-        return f"{self.cohort.name} {self.row}, {self.law}, {self.step_mm:g} mm, draw {self.draw}"
+        return f"{self.cohort.name} {self.row}, {self.law}, {self.step_mm:g} mm, draw {self.draw}, {self.cohort.mark}"
 
     def rows(self, methods: Mapping[str, Method]) -> Iterator[Row]:
         """Rows of `score_stack`; without figures where slices this close would have to be thinned out.
@@ -96,11 +96,11 @@ class SimulatedStack:
         Raises:
             NoInputs: the atlas is not there.
         """
-        found = subject(self.cohort, self.row, self.step_mm)
         facts: Row = {"law": self.law, "step_mm": self.step_mm}
-        if found is None:
+        if not cuttable(self.cohort, self.row, self.step_mm):
             yield from ({"subject": f"row {self.row}", "method": name, "thinned": True} | facts for name in methods)
             return
+        found = subject(self.cohort, self.row, self.step_mm)
         facts |= {"phase": "ES" if self.row % 2 else "ED", "covered": found.truth.covered}
         scored = score_stack(found.heart, found.truth, methods, draw=self.draw, seed=self.seed, law=self.law)
         yield from (row | facts | {"subject": found.id} for row in scored)

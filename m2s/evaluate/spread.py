@@ -50,7 +50,7 @@ class SpreadStack:
     @property
     def name(self) -> str:
         """What it is."""
-        return f"spread, {self.cohort.name} {self.row}, {self.law}, draw {self.draw}"
+        return f"spread, {self.cohort.name} {self.row}, {self.law}, draw {self.draw}, {self.cohort.mark}"
 
     def rows(self, methods: Mapping[str, Method]) -> Iterator[Row]:
         """One row with the rank correlation, and pairs of spread and error (mm) in the column `pairs`.
@@ -61,8 +61,6 @@ class SpreadStack:
             UsageProblem: the runtime drew a single sample.
         """
         found = shared(methods, self.cohort, self.row, self.draw, self.seed, self.law)
-        if found is None:
-            return
         spread, error = pairs(found.result, found.subject.truth, found.pipeline.manifest.spread_scale)
         kept = _spelt(np.stack([spread, error], axis=1)[:_KEPT])
         yield {

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from m2s.baselines.method import FloatArray, Method
 from m2s.evaluate.coarse import shared
 from m2s.evaluate.hearts import Cohort
+from m2s.evaluate.networks import finished
 from m2s.evaluate.scores import Row
 from m2s_runtime import ddim
-from m2s_runtime.apex import close_apex
 from m2s_runtime.blend import Blend
 from m2s_runtime.csdg import coarse_sdg
 from m2s_runtime.engines import Engine
@@ -86,13 +86,11 @@ class SteppedStack:
     @property
     def name(self) -> str:
         """What it is."""
-        return f"steps, {self.cohort.name} {self.row}, {self.law}, draw {self.draw}"
+        return f"steps, {self.cohort.name} {self.row}, {self.law}, draw {self.draw}, {self.cohort.mark}"
 
     def rows(self, methods: Mapping[str, Method]) -> Iterator[Row]:
         """One row a way to sample; `sampling_seconds` is the CPU time of denoising and decoding."""
         found = shared(methods, self.cohort, self.row, self.draw, self.seed, self.law)
-        if found is None:
-            return
         engine = found.pipeline.engine
         csdg = coarse_sdg(found.result.probability >= 0.5, engine.threads)
         zc = engine.run("encode", {"csdg": csdg[None, None]})["zc"]
@@ -107,7 +105,7 @@ class SteppedStack:
 def sampled(
     engine: Engine, manifest: Manifest, way: Way, csdg: FloatArray, zc: FloatArray, key: str, seed: int
 ) -> FloatArray:
-    """Signed distances (128, 128, 64) mm, blended and the apex closed as in the pipeline.
+    """Signed distances (128, 128, 64) mm, blended and finished as in the pipeline.
 
     Args:
         engine: runs `denoise` and `decode`.
@@ -127,13 +125,14 @@ def sampled(
             noise = np.sqrt(bars[way.start]) * zc + np.sqrt(1 - bars[way.start]) * noise
         z = ddim.sample(lambda z, t: _noise_in(engine, z, zc, t), noise.astype(np.float32), levels, bars)
     sdg = engine.run("decode", {"z": z.astype(np.float32)})["sdg"]
-    return close_apex(Blend.of(manifest).mixed(sdg, csdg[None, None])[0, 0])[0]
+    return finished(Blend.of(manifest).mixed(sdg, csdg[None, None]))
 
 
 def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Lines of the table: one a way to sample, in the order of `WAYS`."""
+    """Lines of the table: one a way to sample, in the order of `WAYS`; a stack that was refused counts against each."""
     names = dict.fromkeys(str(row["way"]) for row in rows if row.get("way"))
-    return {name: [row for row in rows if row.get("way") == name] for name in names}
+    refused = [row for row in rows if row.get("error")]
+    return {name: [row for row in rows if row.get("way") == name] + refused for name in names}
 
 
 def _noise_in(engine: Engine, z: npt.NDArray[Any], zc: FloatArray, t: int) -> FloatArray:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from m2s.baselines.method import GRID_TO_MM, Method, Prediction, from_mask
+from m2s.data.content import content_mark
 from m2s.data.sdg import voxelise
 from m2s.data.simulate import draw_rng, simulate_stack
 from m2s.evaluate.acdc import read_stack
@@ -34,6 +35,7 @@ BoolArray = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 SUBJECT: Final = "1081"
+TRUTH: Final = "HR_flip_clean"
 WALL: Final = "myo=2"
 PUBLISHED: Final = "published MCSR-ETE"
 SMOOTHING_MM: Final = 1.0
@@ -118,7 +120,7 @@ class OwnSimulation:
     @property
     def name(self) -> str:
         """What it is."""
-        return f"{SUBJECT}, {self.law}, draw {self.draw}"
+        return f"{SUBJECT}, {self.law}, draw {self.draw}, {content_mark(_path(self.folder, TRUTH))}"
 
     def rows(self, methods: Mapping[str, Method]) -> Iterator[Row]:
         """One row a method, `setting` "simulated".
@@ -146,7 +148,8 @@ class GivenStack:
     @property
     def name(self) -> str:
         """What it is."""
-        return f"{SUBJECT}, given {self.number}"
+        files = (_path(self.folder, name) for name in (TRUTH, f"sim_motion_{self.number}"))
+        return f"{SUBJECT}, given {self.number}, {content_mark(*files)}"
 
     def rows(self, methods: Mapping[str, Method]) -> Iterator[Row]:
         """One row a method, `setting` "given 1" or "given 2", and one for the published prediction.
@@ -171,7 +174,7 @@ class GivenStack:
 
 @lru_cache(maxsize=2)
 def _truth(folder: Path, phase: int) -> tuple[Seated, Truth]:
-    seated = seat(_load(folder, "HR_flip_clean"), phase)
+    seated = seat(_load(folder, TRUTH), phase)
     return seated, Truth.of(seated.mask, seated.surface)
 
 
@@ -210,8 +213,12 @@ def _load(folder: Path, name: str) -> BoolArray:
     return read_stack(_file(folder, name), WALL).wall
 
 
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{SUBJECT}_ED_{name}.nii.gz"
+
+
 def _file(folder: Path, name: str) -> Path:
-    path = folder / f"{SUBJECT}_ED_{name}.nii.gz"
+    path = _path(folder, name)
     if not path.is_file():
         raise NoInputs(f"{path} is not there: give the folder with the files of subject {SUBJECT}")
     return path

@@ -1,16 +1,18 @@
 """`m2s-train baseline NAME RUN`: the trainings of a competing method, one after the other, in `RUN/NAME/`."""
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from m2s.baselines.registry import BASELINES, Size, training_of
+from m2s.train.stands_on import stand_on
 from m2s_runtime.atomic import write_bytes
 from m2s_runtime.errors import NoInputs, UsageProblem
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from m2s.train.finetune import Initial
     from m2s.train.job import Job
     from m2s.train.loop import Facts, Figures, Recipe, Stage
@@ -51,12 +53,12 @@ def train_baseline(name: str, job: "Job", size: Size) -> "dict[str, Figures]":
     folder, training = job.run / name, training_of(name)
     # Before the folder is claimed, so that a command that is refused leaves none behind.
     first = {stage: _first(name, stage, job.init, size) for stage in training.STAGES} if job.init else {}
-    _claim(folder, size, job)
+    _claim(folder, size, job, first)
     found: dict[str, Figures] = {}
     for stage_name, share in training.STAGES.items():
         torch.manual_seed(job.seed)
         if earlier := BASELINES[name].stands_on.get(stage_name):
-            _stand_on(folder, earlier, stage_name)
+            stand_on(folder, earlier, stage_name)
         stage = training.stage_of(stage_name, job, size, folder)
         plan, place = _plan(training.recipe_of(stage_name, size), job, share, size), folder / stage_name
         if stage_name in first:
@@ -64,23 +66,6 @@ def train_baseline(name: str, job: "Job", size: Size) -> "dict[str, Figures]":
         else:
             found[stage_name] = fit(stage, plan, place, device=job.device, quiet=job.quiet)
     return found
-
-
-def _stand_on(folder: Path, earlier: tuple[str, ...], stage: str) -> None:
-    """Let a training go on only with the weights of the earlier ones that it began with.
-
-    Raises:
-        UsageProblem: they were trained further since.
-    """
-    marker = folder / stage / "stands_on.json"
-    used = {name: hashlib.sha256((folder / name / "best.safetensors").read_bytes()).hexdigest() for name in earlier}
-    if marker.is_file() and json.loads(marker.read_text()) != used:
-        raise UsageProblem(
-            f"{folder / stage} stands on weights of {' and '.join(earlier)} that were trained further since:"
-            f" remove {folder / stage} and run again"
-        )
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(marker, json.dumps(used).encode())
 
 
 def _first(name: str, stage: str, run: Path, size: Size) -> "Initial":
@@ -160,12 +145,17 @@ def _shorter(recipe: "Recipe", job: "Job", size: Size) -> "Recipe":
     return replace(recipe, steps=steps, rate=recipe.rate / 10, validate_every=often)
 
 
-def _claim(folder: Path, size: Size, job: "Job") -> None:
+def _claim(folder: Path, size: Size, job: "Job", first: "Mapping[str, Initial]") -> None:
     """A folder goes on with the size and the first weights that it began with."""
     asked = {"size": size, "init": str(job.init.resolve()) if job.init else None}
+    if first:
+        asked["weights"] = " ".join(one.digest for one in first.values())
     marker = folder / "baseline.json"
     if not marker.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(marker, json.dumps(asked).encode())
-    elif (told := json.loads(marker.read_text())) != asked:
+        return
+    told: dict[str, str | None] = json.loads(marker.read_text())
+    # One written before digests were kept says nothing of them.
+    if any(asked.get(what) != value for what, value in told.items()):
         raise UsageProblem(f"{folder} was begun with {told}, not {asked}: choose another RUN")

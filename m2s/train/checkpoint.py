@@ -3,17 +3,21 @@
 import json
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from m2s.baselines.registry import BASELINES
 from m2s_runtime.atomic import write_bytes
+from m2s_runtime.errors import UsageProblem
 
 Metadata = dict[str, str]
+
+_COMMANDS: Final = {"motion": "mcsr"}
+"""Trainings that have no command of their own."""
 
 
 def save_weights(path: Path, weights: dict[str, Tensor], metadata: Metadata) -> None:
@@ -26,13 +30,19 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], Metadata]:
 
     Raises:
         FileNotFoundError: no such file; the message says how it is made.
+        UsageProblem: it is damaged, or no checkpoint.
     """
     if not Path(path).is_file():
         stage, method = Path(path).parent.name, Path(path).parent.parent.name
-        command = f"baseline {method}" if method in BASELINES else stage
+        command = f"baseline {method}" if method in BASELINES else _COMMANDS.get(stage, stage)
         raise FileNotFoundError(f"{path} not found: train it first with `m2s-train {command}`")
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise UsageProblem(
+            f"{path}: damaged, or no checkpoint ({error}); put a copy in its place, or remove its folder and train anew"
+        ) from error
 
 
 def save_state(path: Path, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:

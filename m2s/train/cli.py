@@ -15,7 +15,8 @@ from m2s.nets.presets import PRESETS
 from m2s.train.job import job_of
 from m2s.train.prepare import prepare
 from m2s.train.simulated_pairs import write_simulated_pairs
-from m2s_runtime.errors import INTERRUPTED, SOME_FAILED, CaseError, Stop, UsageProblem, exit_codes
+from m2s_runtime.errors import INTERRUPTED, SOME_FAILED, CaseError, OutputError, Stop, UsageProblem, exit_codes
+from m2s_runtime.finite import Finite
 
 if TYPE_CHECKING:
     from m2s.baselines.registry import Size
@@ -47,11 +48,11 @@ _OPTIONS = [
     click.option("--steps", type=click.IntRange(1), help="Optimiser steps instead of the recipe's."),
     click.option(
         "--minutes",
-        type=click.FloatRange(0),
+        type=Finite(0, min_open=True),
         help="Budget, to whose end the schedule anneals: wall clock; for baseline on a CPU processor time.",
     ),
     click.option("--batch", type=click.IntRange(1), help="Batch size instead of the recipe's."),
-    click.option("--rate", type=click.FloatRange(0, min_open=True), help="Learning rate instead of the recipe's."),
+    click.option("--rate", type=Finite(0, min_open=True), help="Learning rate instead of the recipe's."),
     click.option("-q", "--quiet", is_flag=True, help="No progress bar."),
 ]
 
@@ -181,6 +182,9 @@ def _guarded(work: Callable[[], None]) -> None:
     except (Stop, CaseError, FileNotFoundError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code if isinstance(error, Stop) else UsageProblem.exit_code)
+    except PermissionError as error:
+        click.echo(f"error: {error.filename}: {error.strerror}; choose another RUN, or make it writable", err=True)
+        sys.exit(OutputError.exit_code)
     except KeyboardInterrupt:
         click.echo("interrupted: the same command goes on from the last checkpoint", err=True)
         sys.exit(INTERRUPTED)

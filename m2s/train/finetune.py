@@ -89,10 +89,7 @@ def read_checkpoint(file: Path) -> Initial:
     """
     if not file.is_file():
         raise NoInputs(f"{file}: no such checkpoint; finish its training first")
-    try:
-        weights, metadata = load_weights(file)
-    except Exception as error:  # the Rust reader's errors are its own
-        raise UsageProblem(f"{file}: not a safetensors checkpoint ({error}); give one that m2s-train left") from error
+    weights, metadata = load_weights(file)
     return Initial(weights, metadata, hashlib.sha256(file.read_bytes()).hexdigest()[:32])
 
 

@@ -111,6 +111,10 @@ def job_of(options: dict[str, object]) -> Job:
         options["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     if str(options["device"]).startswith("cuda") and not torch.cuda.is_available():
         raise EngineError(f"--device {options['device']}: this PyTorch sees no GPU; use --device cpu")
+    try:
+        torch.device(str(options["device"]))
+    except RuntimeError as error:
+        raise UsageProblem(f"--device {options['device']}: give auto, cpu, cuda or cuda:N") from error
     return Job(**options)  # pyright: ignore[reportArgumentType]
 
 

@@ -33,6 +33,7 @@ from m2s.train.checkpoint import (
     save_weights,
 )
 from m2s_runtime.atomic import write_bytes
+from m2s_runtime.errors import UsageProblem
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 Batch = dict[str, Tensor]
@@ -49,7 +50,7 @@ class Source(Protocol):
 
 
 class Stage(Protocol):
-    """One of the three trainings."""
+    """One training: of a network of ours or of a competing method."""
 
     @property
     def name(self) -> str:
@@ -133,6 +134,9 @@ def fit(stage: Stage, recipe: Recipe, folder: Path, *, device: str = "cpu", quie
 
     Leaves `best.safetensors` (the averaged weights of the best validation), `last.safetensors` (everything needed to
     go on), `log.csv` and the pictures of the validations. Returns the best validation's figures.
+
+    Raises:
+        UsageProblem: the training has diverged: a validation came out as NaN or infinity.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(stage, recipe, folder, device)
@@ -141,11 +145,13 @@ def fit(stage: Stage, recipe: Recipe, folder: Path, *, device: str = "cpu", quie
         feed = stack.enter_context(_Feed(stage.source, recipe.batch, run.at.step))
         bar = stack.enter_context(_progress(quiet=quiet))
         task = bar.add_task(stage.name, total=recipe.steps, completed=run.at.step, figures="")
-        finished = run.done()
-        while not finished:
+        over = run.done()
+        if over and run.is_unjudged():
+            run.validate({})
+        while not over:
             figures = run.step(feed.next())
-            finished = run.done()
-            if run.at.step % recipe.validate_every == 0 or finished:
+            over = run.done()
+            if run.at.step % recipe.validate_every == 0 or over:
                 run.validate(figures)
             bar.update(task, completed=run.at.step, figures=_spell(figures))
     return run.best_figures()
@@ -209,11 +215,18 @@ class _Run:
         restore_optimiser(self.optimiser, tensors.get("optimiser", {}))
         self.at = Progression(**metadata)
         if self.average:
-            self.average.state, self.average.updates = tensors["average"], self.at.averaged
+            self.average.state = {name: t.to(self.device) for name, t in tensors["average"].items()}
+            self.average.updates = self.at.averaged
         self.began = self.now() - self.at.seconds
 
     def done(self) -> bool:
         return self.share() >= 1.0
+
+    def is_unjudged(self) -> bool:
+        """Whether weights were put in, or are judged by other hearts, or the best ones are gone, since it stopped."""
+        if not (self.folder / "best.safetensors").is_file():
+            self.at.best = math.inf
+        return math.isinf(self.at.best)
 
     def share(self) -> float:
         """How much of the budget is used, 0 to 1."""
@@ -252,8 +265,14 @@ class _Run:
             found = self.stage.validate(self.model, self.folder)
         self.at.seconds = self.now() - self.began
         self._log(figures | found)
-        if found[self.stage.monitor] < self.at.best:
-            self.at.best, self.at.stalled = found[self.stage.monitor], 0
+        judged = found[self.stage.monitor]
+        if not math.isfinite(judged):
+            raise UsageProblem(
+                f"{self.folder}: diverged, {self.stage.monitor} is {judged} at step {self.at.step};"
+                " the best weights stay. To begin again remove the folder and give a smaller --rate"
+            )
+        if judged < self.at.best:
+            self.at.best, self.at.stalled = judged, 0
             save_weights(self.folder / "best.safetensors", self.model.state_dict(), self._metadata(found))
         else:
             self.at.stalled += 1
@@ -286,7 +305,8 @@ class _Run:
         row = {"step": self.at.step, "seconds": round(self.at.seconds), "rate": f"{self._rate():.3g}"}
         row |= {name: f"{value:.5g}" for name, value in figures.items()}
         earlier = list(csv.DictReader(path.open(newline=""))) if path.is_file() else []
-        rows: list[Mapping[str, object]] = [*earlier, row]
+        # A run killed between log and checkpoint comes here again.
+        rows: list[Mapping[str, object]] = [*(r for r in earlier if int(r["step"]) < self.at.step), row]
         text = io.StringIO()
         writer = csv.DictWriter(text, list(dict.fromkeys(name for r in rows for name in r)))
         writer.writeheader()

@@ -19,7 +19,7 @@ from rich.progress import track
 from m2s.data.heart import keyed_rng
 from m2s.data.lost_slices import lose_apex
 from m2s.data.simulate import PAPER, MotionLaw, simulate_stack
-from m2s.data.store import HeartStore, StoreSpec
+from m2s.data.store import HeartStore, StoreSpec, mapped
 from m2s.nets.mcsr import McsrNet
 from m2s.nets.vqvae import Autoencoder
 from m2s.pool import worker_pool
@@ -140,16 +140,18 @@ def selection_maker(store: HeartStore, mcsr: McsrNet, autoencoder: Autoencoder, 
     return PairMaker(store, mcsr.eval(), autoencoder.eval(), 0, PAPER, 0.0, 0.0, threads)
 
 
-def make_pairs(folder: Path, maker: PairMaker, count: int, workers: int = 1) -> Path:
+def make_pairs(folder: Path, maker: PairMaker, count: int, workers: int = 1, *, quiet: bool = False) -> Path:
     """Makes what is missing of the first `count` pairs, a shard at a time, and returns the folder.
 
     Raises:
         UsageProblem: the folder holds pairs of other networks, hearts or another seed.
     """
-    return make_shards(folder, maker, _latents, count, workers)
+    return make_shards(folder, maker, _latents, count, workers, quiet=quiet)
 
 
-def make_shards(folder: Path, maker: PairMaker, one: Part, count: int, workers: int = 1) -> Path:
+def make_shards(
+    folder: Path, maker: PairMaker, one: Part, count: int, workers: int = 1, *, quiet: bool = False
+) -> Path:
     """Makes what is missing of one part of the first `count` pairs, a shard at a time, and returns the folder.
 
     Args:
@@ -158,6 +160,7 @@ def make_shards(folder: Path, maker: PairMaker, one: Part, count: int, workers: 
         one: the part of one pair as an array; a function of a module, because other processes call it.
         count: of pairs, rounded up to whole shards.
         workers: processes.
+        quiet: no progress bar.
 
     Raises:
         UsageProblem: the folder holds pairs of other networks, hearts or another seed.
@@ -167,7 +170,7 @@ def make_shards(folder: Path, maker: PairMaker, one: Part, count: int, workers: 
     if missing:
         with worker_pool(workers, _adopt, (maker,)) as pool:
             made = pool.map(_make_shard, [folder] * len(missing), [one] * len(missing), missing)
-            for _ in track(made, folder.name, total=len(missing)):
+            for _ in track(made, folder.name, total=len(missing), disable=quiet):
                 pass
     return folder
 
@@ -268,7 +271,7 @@ class PairSource:
 def read_shards(folder: Path) -> Iterator[npt.NDArray[np.float16]]:
     """Every shard, (SHARD, 2, D, X', Y', Z')."""
     for path in sorted(folder.glob("pairs-*.npy")):
-        yield np.load(path, mmap_mode="r")
+        yield mapped(path)
 
 
 def scale_factor(folder: Path) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from m2s_runtime.errors import INTERRUPTED, SOME_FAILED, NoInputs, Stop, UsageProblem
+from m2s_runtime.errors import INTERRUPTED, SOME_FAILED, Stop, UsageProblem
 
 if TYPE_CHECKING:
     from m2s.data.prepare import Row
@@ -44,7 +44,7 @@ def prepare(
         rows = _prepare(label_maps, out, jobs, iterations, seed, subjects, limit, quiet=quiet)
     except (Stop, FileNotFoundError) as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code if isinstance(error, Stop) else NoInputs.exit_code)
+        sys.exit(error.exit_code if isinstance(error, Stop) else UsageProblem.exit_code)
     except KeyboardInterrupt:
         click.echo("interrupted: the same command goes on", err=True)
         sys.exit(INTERRUPTED)

@@ -35,11 +35,13 @@ def mcsr_weights(bundle: Bundle) -> tuple[dict[str, Tensor], Metadata, str]:
 
     Raises:
         EngineError: the package onnx is not installed.
+        BundleError: a graph is no ONNX.
         UsageProblem: its preset is unknown, or its graphs do not keep every weight under its name: of preset `paper`
             they do not, whose batch norms are folded into the convolutions before them.
     """
     try:
         import onnx
+        from google.protobuf.message import DecodeError
     except ImportError as error:
         raise EngineError(f'onnx is not installed ({error}); run `pip install "mask2surface[train]"`') from error
     preset = PRESETS.get(bundle.manifest.preset)
@@ -50,7 +52,12 @@ def mcsr_weights(bundle: Bundle) -> tuple[dict[str, Tensor], Metadata, str]:
     files = {graph: bundle.read(bundle.manifest.graph_file(graph)) for graph in _GRAPHS}
     found: dict[str, Tensor] = {}
     for graph, prefix in _GRAPHS.items():
-        found |= _weights(onnx.load_from_string(files[graph]), prefix)
+        try:
+            model = onnx.load_from_string(files[graph])
+        except DecodeError as error:
+            file = bundle.path / bundle.manifest.graph_file(graph)
+            raise BundleError(f"{file}: not an ONNX file (truncated?); install or export the bundle anew") from error
+        found |= _weights(model, prefix)
     weights = {name: found[name] for name, like in wanted.items() if name in found and found[name].shape == like.shape}
     if missing := [name for name in wanted if name not in weights]:
         raise UsageProblem(

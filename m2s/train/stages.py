@@ -10,6 +10,7 @@ import click
 
 from m2s.nets.presets import PRESETS
 from m2s.train.job import Job
+from m2s.train.stands_on import stand_on
 from m2s_runtime.errors import UsageProblem
 from m2s_runtime.grid import GRID, NOMINAL_STEP
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from m2s.data.store import HeartStore, StoreSpec
     from m2s.nets.mcsr import McsrNet
     from m2s.nets.vqvae import VqVae
+    from m2s.train.loop import Recipe
     from m2s.train.recipes import StageName
 
 PAIRS_A_HEART: Final = 2
@@ -33,10 +35,25 @@ def train(stage: "StageName", job: Job) -> None:
     import torch
 
     torch.set_num_threads(job.threads)
+    _check_run(stage, job)
     if job.init is not None and job.data is not None:
         _fine_tune(job, job.init, job.data)
     else:
         {"mcsr": _mcsr, "vqvae": _vqvae, "diffusion": _diffusion, "decoder": _decoder}[stage](job)
+
+
+def _check_run(stage: "StageName", job: Job) -> None:
+    """A run is of one preset, and a fine-tuned MCSR-Net is not trained on as if it were not."""
+    from m2s.train.checkpoint import load_weights
+
+    for best in sorted(job.run.glob("*/best.safetensors")):
+        told = load_weights(best)[1]
+        if (preset := told.get("preset", job.preset)) != job.preset:
+            raise UsageProblem(f"{job.run} was begun with --preset {preset}: give that, or choose another RUN")
+        if best.parent.name == stage == "mcsr" and "init" in told and job.init is None:
+            raise UsageProblem(
+                f"{job.run} holds a fine-tuned MCSR-Net: go on with --init and --data, or choose another RUN"
+            )
 
 
 def _mcsr(job: Job) -> None:
@@ -74,9 +91,16 @@ def _motion(job: Job, training: "HeartStore", selection: "HeartStore") -> tuple[
     # Batch and rate on the command line are those of SR-Net.
     minutes = job.minutes and job.minutes / 4
     plan = recipe(job.preset, "motion", job.hearts, steps=job.steps, minutes=minutes, seed=job.seed)
-    if finished(job.run / "motion", plan):
-        return load_weights(job.run / "motion" / "best.safetensors")
     spec, folder = job.motion_spec("training"), job.run / "hearts" / "motion"
+    if finished(job.run / "motion", plan):
+        weights, told = load_weights(job.run / "motion" / "best.safetensors")
+        if job.motion_hearts is not None and told.get("hearts") != str(spec.hearts):
+            click.echo(
+                f"MC-Net is trained already, on {told.get('hearts', '?')} hearts: --motion-hearts changes nothing; more"
+                " --steps or --minutes train it on",
+                err=True,
+            )
+        return weights, told
     judges, beside = job.motion_spec("selection"), job.run / "hearts" / "motion-selection"
     if not job.quiet:
         click.echo(f"{spec.hearts} hearts for MC-Net, {judges.hearts} to judge it by", err=True)
@@ -144,13 +168,16 @@ def _diffusion(job: Job) -> None:
     if job.published:
         # The paper conditions on the C-SDGs of true masks.
         maker, judge = replace(maker, perfect=1.0), replace(judge, perfect=1.0)
-    pairs = make_pairs(job.run / "pairs", maker, count, job.workers)
+    pairs = make_pairs(job.run / "pairs", maker, count, job.workers, quiet=job.quiet)
+    stand_on(job.run, ("vqvae",), "diffusion")
     scale = scale_factor(pairs)
     torch.manual_seed(job.seed)
     source = PairSource(pairs, job.seed, scale)
     kind = PublishedDiffusionStage if job.published else DiffusionStage
     stage = kind(preset, source, scale, nets[1], judge, job.facts(store.spec), min(10, len(selection)))
     plan = recipe(job.preset, "diffusion", job.hearts if job.published else count, **job.changes)
+    if not job.published:
+        _check_batch(plan)
     _report(fit(stage, plan, job.run / "diffusion", device=job.device, quiet=job.quiet))
 
 
@@ -173,13 +200,21 @@ def _decoder(job: Job) -> None:
     denoiser.load_state_dict(weights)
     store, selection = job.store("training", distances=True), job.store("selection", distances=True)
     maker, judge = training_maker(store, *nets, job.seed, job.threads), selection_maker(selection, *nets, job.threads)
-    pairs = make_pairs(job.run / "pairs", maker, PAIRS_A_HEART * job.hearts, job.workers)
+    pairs = make_pairs(job.run / "pairs", maker, PAIRS_A_HEART * job.hearts, job.workers, quiet=job.quiet)
+    stand_on(job.run, ("vqvae", "diffusion"), "decoder")
     scale = float(told["scale_factor"])
     torch.manual_seed(job.seed)
     source = SurfaceSource(pairs, maker, job.seed, scale)
     stage = DecoderStage(nets[1], denoiser, scale, source, judge, job.facts(store.spec), min(20, len(selection)))
     plan = recipe(job.preset, "decoder", source.count, **job.changes)
+    _check_batch(plan)
     _report(fit(stage, plan, job.run / "decoder", device=job.device, quiet=job.quiet))
+
+
+def _check_batch(plan: "Recipe") -> None:
+    """Part of every batch is trained on one kind of latents, the rest on another."""
+    if plan.batch < 2:
+        raise UsageProblem(f"--batch {plan.batch}: two at least, for a batch holds two kinds of latents")
 
 
 def _fine_tune(job: Job, init: Path, data: Path) -> None:

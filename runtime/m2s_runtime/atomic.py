@@ -1,6 +1,7 @@
 """Files that are either whole or absent: a temporary name in the same folder, flushed to disk, then renamed."""
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import os
@@ -20,6 +21,7 @@ _COUNT: Final = itertools.count()
 _LEFTOVER: Final = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-\d+\.tmp")
 _STALE_SECONDS: Final = 86400.0
 _RENAME_TRIES: Final = 6
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_bytes(path: Path, data: bytes | Iterable[bytes], *, mode: int | None = None) -> str:
@@ -131,8 +133,9 @@ def _told(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
+        remedy = "free some space" if error.errno in _FULL else "check the folder and its permissions"
         raise OutputError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another --out"
+            f"{path}: cannot be written ({error.strerror or error}); {remedy}, or choose another place"
         ) from error
 
 

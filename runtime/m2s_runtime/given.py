@@ -62,7 +62,7 @@ def given(mask: Mask, affine: npt.ArrayLike | None, key: str | None, limits: Lim
         UsageProblem: an array without affine, an affine beside a file or image, or a key that is none.
         UnreadableVolume, BadHeader, BadAffine, BadLabels: as of `volume.read_study`.
     """
-    if key is not None and not _KEY.fullmatch(key):
+    if key is not None and not _KEY.fullmatch(str(key)):
         raise UsageProblem(f"key={key!r}: give 64 hexadecimal digits in lower case, such as file_key(path) returns")
     if isinstance(mask, str | os.PathLike):
         _refuse(affine, "a file")
@@ -74,7 +74,13 @@ def given(mask: Mask, affine: npt.ArrayLike | None, key: str | None, limits: Lim
         return _from_array(np.asanyarray(image.dataobj), placed, key, warnings)
     if affine is None:
         raise UsageProblem("an array says nothing of where it lies: give affine=, voxel index to world mm (RAS)")
-    return _from_array(np.asanyarray(mask), _checked(affine), key)
+    if np.ma.isMaskedArray(mask):
+        raise BadLabels("the mask is a masked array: give mask.filled(0)")
+    try:
+        values = np.asanyarray(mask)
+    except ValueError as error:
+        raise BadLabels(f"the mask is no array ({error})") from error
+    return _from_array(values, _checked(affine), key)
 
 
 def file_key(path: str | os.PathLike[str]) -> str:
@@ -132,7 +138,15 @@ def _affine_of(image: Any) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:  
 
 
 def _checked(affine: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    matrix = np.array(affine, np.float64)
+    try:
+        matrix = np.array(affine)
+        if matrix.dtype.kind not in "iuf":
+            raise ValueError(f"{matrix.dtype}")
+        matrix = matrix.astype(np.float64)
+    except ValueError as error:
+        raise BadAffine(f"affine holds no real numbers ({error}): give (4, 4) with last row 0, 0, 0, 1") from error
+    if not np.isfinite(matrix).all():
+        raise BadAffine("affine holds NaN or infinity")
     if matrix.shape != (4, 4) or not np.array_equal(matrix[3], (0, 0, 0, 1)):
         raise BadAffine(f"affine of shape {matrix.shape}: give (4, 4) with last row 0, 0, 0, 1")
     check_affine(matrix, "affine")

@@ -237,7 +237,9 @@ def _refuse_collisions(sources: Sequence[Source]) -> None:
     for source in sources:
         other = owner.setdefault(source.case.casefold(), source)
         if other is not source:
+            apart = other.path.parent != source.path.parent
+            remedy = "give the folder above them (or the pattern in quotes)" if apart else "rename one of them"
             raise UsageProblem(
-                f"{clean(str(other.path))} and {clean(str(source.path))} would both be case {source.case!r}; give the "
-                "folder above them (or the pattern in quotes), or run them into two --out folders"
+                f"{clean(str(other.path))} and {clean(str(source.path))} would both be case {source.case!r}; {remedy},"
+                " or run them into two --out folders"
             )

@@ -3,11 +3,12 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -162,8 +163,8 @@ class Reconstructor:
             BundleError: the bundle is missing or altered.
             EngineError: the engine or device cannot be had.
         """
-        check_scheme(labels)
-        _check_counts(steps=steps, samples=samples, seed=seed, refine=refine)
+        check_scheme(str(labels))
+        _check_counts(steps=steps, samples=samples, seed=seed, refine=refine, threads=threads)
         if quality not in (None, *QUALITIES):
             raise UsageProblem(f"quality={quality!r}: choose {' or '.join(QUALITIES)}")
         options = Options(
@@ -238,7 +239,7 @@ class Reconstructor:
             CaseError: as of `run`; the frames before the bad one have been given by then.
         """
         started = perf_counter()
-        request = FrameRequest.parse(frames)
+        request = FrameRequest.parse(str(frames))
         return self._results(given(mask, affine, key, self._limits), request, started, share_shifts=share_shifts)
 
     def _results(self, source: Given, request: FrameRequest, started: float, *, share_shifts: bool) -> Iterator[Result]:
@@ -273,10 +274,18 @@ class Reconstructor:
         return self._pipeline
 
 
-def _check_counts(**given: int | None) -> None:
+def _check_counts(**given: object) -> None:
     """What the command line refuses by itself."""
-    ranges = {"steps": (1, 1000), "samples": (1, MOST_SAMPLES), "seed": (0, None), "refine": (0, 20)}
+    ranges = {
+        "steps": (1, 1000),
+        "samples": (1, MOST_SAMPLES),
+        "seed": (0, None),
+        "refine": (0, 20),
+        "threads": (0, None),
+    }
     for name, value in given.items():
         low, high = ranges[name]
-        if value is not None and (value < low or (high is not None and value > high)):
+        if value is None and name == "steps":
+            continue
+        if not isinstance(value, SupportsIndex) or index(value) < low or (high is not None and index(value) > high):
             raise UsageProblem(f"{name}={value}: give a whole number from {low}" + (f" to {high}" if high else ""))

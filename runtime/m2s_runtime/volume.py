@@ -165,11 +165,10 @@ def as_labels(values: Values) -> npt.NDArray[np.uint8 | np.int16]:
     if values.dtype == np.uint8:
         return values.astype(np.uint8, copy=False)
     if values.dtype.kind == "f":
+        if not np.isfinite(values).all():
+            raise BadLabels("holds NaN or infinity: set these voxels to the background's 0")
         whole = np.round(values)
-        # Not `>`: NaN and infinity must fail this test too.
-        with np.errstate(invalid="ignore"):
-            whole_enough = (abs(values - whole) <= INTEGRAL_WITHIN).all()
-        if not whole_enough:
+        if not (abs(values - whole) <= INTEGRAL_WITHIN).all():
             raise BadLabels(
                 "holds values that are not whole numbers: give a label map, resampled with nearest neighbour"
                 " and stored without scaling (scl_slope)"

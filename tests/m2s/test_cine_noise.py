@@ -1,29 +1,22 @@
 """The unrest of a cine as `benchmarks/cine_noise.py` measures it, where it is known: balls that are too large."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import trimesh
+from benchmarked import benchmark
 from runtime.stub import AFFINE, wall
 
 from m2s_runtime.placement import canonicalise
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cine_noise.py"
 TOO_LARGE = (0.0, 0.5, -0.3)
 RADIUS = 30.0
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("cine_noise", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("cine_noise")
 
 
 class Swollen:

@@ -149,11 +149,18 @@ def test_prepared_pairs_are_the_pairs_and_bad_ones_are_named(tmp_path: Path, hea
     with pytest.raises(BadHeader):
         read_pair(LabelMaps(data), two, "ED")
     found = prepare_pairs(kept, data, "training")
-    assert [f.stem for f in found.files] == [f"{one}-ED"]
+    assert [f.stem.rpartition("-")[0] for f in found.files] == [f"{one}-ED"]
     assert "HR_ED" in found.refused[f"{two}-ED"]
     pair, again = read_pair(LabelMaps(data), one, "ED"), load_pair(found.files[0])
     np.testing.assert_array_equal(again.slices, pair.slices)
     np.testing.assert_array_equal(again.mask, pair.mask)
+    low = data / str(one) / "LR_ED.nii.gz"
+    image = nib.load(low)
+    labels = np.array(image.dataobj)
+    labels[:, :, 4] = np.roll(labels[:, :, 4], 3, 0)
+    nib.save(nib.Nifti1Image(labels, image.affine), low)
+    newer = load_pair(prepare_pairs(kept, data, "training").files[0])
+    assert not np.array_equal(newer.slices, again.slices), "a file that was replaced is read again"
     data.rename(tmp_path / "elsewhere")
     with pytest.raises(UsageProblem, match="pairs of"):
         prepare_pairs(kept, tmp_path / "elsewhere", "training")

@@ -1,11 +1,9 @@
 """The contact sheet from a run folder made by hand: it must show the heart, and the base on top."""
 
-import importlib.util
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
+from benchmarked import benchmark
 from click.testing import CliRunner
 
 from m2s.data.phantom import phantom
@@ -14,15 +12,11 @@ from m2s_runtime.mesh_files import encode
 from m2s_runtime.surface import Mesh
 
 pytest.importorskip("matplotlib")
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "contact_sheet.py"
 
 
 @pytest.fixture(scope="module")
 def sheet():
-    spec = importlib.util.spec_from_file_location("contact_sheet", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("contact_sheet")
 
 
 @pytest.fixture

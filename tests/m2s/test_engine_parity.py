@@ -1,10 +1,9 @@
 """The comparison of engines on one heart: an engine agrees with itself, and a spoilt one is found out."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+from benchmarked import benchmark
 from click.testing import CliRunner
 from toy import TOY
 
@@ -13,15 +12,11 @@ from m2s_runtime.engines import open_engine
 from m2s_runtime.manifest import GRAPHS
 
 pytest.importorskip("onnxruntime")
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "engine_parity.py"
 
 
 @pytest.fixture(scope="module")
 def parity():
-    spec = importlib.util.spec_from_file_location("engine_parity", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("engine_parity")
 
 
 def test_an_engine_is_its_own_equal(parity, tmp_path):

@@ -8,16 +8,20 @@ from click.testing import CliRunner
 from toy import TOY
 
 from m2s.cli import evaluate
+from m2s.data.heart import keyed_rng
 from m2s.data.phantom import phantom
 from m2s.data.sdg import signed_distance_grid
+from m2s.data.simulate import simulate_stack
 from m2s.evaluate import coarse, csdg, steps
 from m2s.evaluate.hearts import Cohort, Subject, heart_truth
+from m2s.evaluate.methods import canonical_from_stack
 from m2s.evaluate.networks import ModelOptions, network_methods, pipeline_behind
 from m2s.evaluate.scores import markdown
 from m2s.evaluate.steps import Way
 from m2s_runtime import ddim
 from m2s_runtime.apex import close_apex
 from m2s_runtime.blend import Blend
+from m2s_runtime.csdg import coarse_sdg
 from m2s_runtime.grid import GRID, SPACING
 
 pytest.importorskip("onnxruntime")
@@ -41,6 +45,24 @@ def test_every_way_ends_where_the_denoiser_says(methods):
     found = steps.sampled(pipeline.engine, given, Way(1), distances, zc, "0" * 64, 0)
     smooth = Blend(1.0, given.sdg_clamp_mm).mixed(distances[None, None], distances[None, None])
     np.testing.assert_array_equal(found, close_apex(smooth[0, 0])[0])
+
+
+def test_the_bundle_s_own_way_gives_the_pipeline_s_surface(methods):
+    pipeline = pipeline_behind(methods["ours"])
+    canonical = canonical_from_stack(simulate_stack(phantom(3).mask, keyed_rng("steps")))
+    result = pipeline.reconstruct(canonical, "0" * 64)
+    csdg = coarse_sdg(result.probability >= 0.5)
+    zc = pipeline.engine.run("encode", {"csdg": csdg[None, None]})["zc"]
+    way = Way(pipeline.sampling.steps, pipeline.sampling.temperature)
+    found = steps.sampled(pipeline.engine, pipeline.manifest, way, csdg, zc, "0" * 64, 0)
+    np.testing.assert_allclose(found, result.sdg, atol=1e-5)
+
+
+def test_refused_stacks_count_against_every_line():
+    rows = [{"way": "1 step"}, {"way": "3 steps"}, {"error": "empty: no wall"}]
+    assert {name: len(line) for name, line in steps.groups(rows).items()} == {"1 step": 2, "3 steps": 2}
+    kinds = [{"csdg": kind} for kind in csdg.KINDS]
+    assert all(line[1:] == [{"error": "empty: no wall"}] for line in csdg.groups([*kinds, rows[2]]).values())
 
 
 def test_a_late_start_skips_the_noisiest_levels(methods):

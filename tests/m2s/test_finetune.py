@@ -166,7 +166,7 @@ def test_weights_that_cannot_be_started_from(trained: Path, pairs: Path, tmp_pat
     refuse(3, "no such checkpoint", *tiny, tmp_path / "nowhere")
     refuse(2, "stage motion", *tiny, trained / "motion" / "best.safetensors")
     (tmp_path / "noise.safetensors").write_bytes(b"noise" * 9)
-    refuse(2, "not a safetensors checkpoint", *tiny, tmp_path / "noise.safetensors")
+    refuse(2, "damaged, or no checkpoint", *tiny, tmp_path / "noise.safetensors")
     name = next(iter(weights))
     save_weights(tmp_path / "less.safetensors", {k: w for k, w in weights.items() if k != name}, metadata)
     with pytest.raises(UsageProblem, match="does not fit preset tiny"):

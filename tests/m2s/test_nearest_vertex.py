@@ -1,23 +1,18 @@
 """The comparison of both C-SDGs on one heart: they differ, by no more than a vertex is away from its face."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+from benchmarked import benchmark
 from click.testing import CliRunner
 from toy import TOY
 
 from m2s_runtime.mesh_distance import KERNEL
 
 pytest.importorskip("onnxruntime")
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "nearest_vertex.py"
 
 
 @pytest.mark.skipif(KERNEL != "native", reason="the compiled kernel is missing on this machine")
 def test_one_heart():
-    spec = importlib.util.spec_from_file_location("nearest_vertex", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = benchmark("nearest_vertex")
     told = CliRunner().invoke(module.main, ["--model", str(TOY), "--hearts", "1"], catch_exceptions=False)
     assert told.exit_code == 0
     rows = {row.split("|")[1].strip(): row.split("|")[2].strip() for row in told.output.splitlines()}

@@ -1,22 +1,16 @@
 """The benchmark of operators on the toy bundle, whose graphs are soon done."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+from benchmarked import benchmark
 from click.testing import CliRunner
 from toy import TOY
 
 pytest.importorskip("onnxruntime")
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "operators.py"
 
 
 @pytest.fixture(scope="module")
 def operators():
-    spec = importlib.util.spec_from_file_location("operators", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("operators")
 
 
 def test_a_line_a_graph_and_a_sum(operators, tmp_path):

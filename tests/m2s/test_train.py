@@ -1,6 +1,7 @@
 """All three stages on phantoms with preset `tiny`: they learn, resume exactly, and refuse what they cannot use."""
 
 import csv
+import math
 import shutil
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -22,9 +24,11 @@ from m2s.data.store import HeartStore, StoreSpec, open_store
 from m2s.nets.mcsr import McsrNet
 from m2s.nets.presets import PRESETS
 from m2s.nets.vqvae import VqVae
+from m2s.train import loop
 from m2s.train.checkpoint import Average, load_state, load_weights, save_state, save_weights
 from m2s.train.cli import main
 from m2s.train.decoder import SurfaceSource
+from m2s.train.loop import Recipe
 from m2s.train.mcsr import soft_dice, symmetry
 from m2s.train.pairs import read_shards, training_maker
 from m2s.train.vqvae import weighted_l1
@@ -108,9 +112,44 @@ def test_a_resumed_training_ends_where_an_undisturbed_one_does(stage: str, tmp_p
     child.wait()
     assert 0 < load_state(last)[1]["step"] < 20
     train(stage, tmp_path / "parted", *plan)
-    whole, parted = (load_state(tmp_path / n / stage / "last.safetensors")[0]["model"] for n in ("whole", "parted"))
-    for name, tensor in whole.items():
-        torch.testing.assert_close(parted[name], tensor, rtol=0, atol=0)
+    whole, parted = (load_state(tmp_path / n / stage / "last.safetensors")[0] for n in ("whole", "parted"))
+    assert {"model", "average", "optimiser"} <= whole.keys()
+    torch.testing.assert_close(parted, whole, rtol=0, atol=0)
+    steps = [row.split(",")[0] for row in (tmp_path / "parted" / stage / "log.csv").read_text().splitlines()]
+    assert len(set(steps)) == len(steps)
+
+
+def test_a_newer_mc_net_reaches_an_mcsr_net_that_was_done(tmp_path: Path) -> None:
+    """Nothing is left to train in it, so the weights that were put in have to be judged and kept all the same."""
+    train("mcsr", tmp_path, "--steps", "2", "--batch", "1")
+    for held in ("best", "last"):
+        (tmp_path / "motion" / f"{held}.safetensors").unlink()
+    train("mcsr", tmp_path, "--steps", "2", "--batch", "1", "--motion-hearts", "3")
+    motion, told = load_weights(tmp_path / "motion" / "best.safetensors")
+    assert told["hearts"] == "3"
+    mcsr = load_weights(tmp_path / "mcsr" / "best.safetensors")[0]
+    assert all(mcsr[f"motion.{name}"].equal(tensor) for name, tensor in motion.items())
+    assert "already, on 3 hearts" in train("mcsr", tmp_path, "--steps", "2", "--batch", "1", "--motion-hearts", "4")
+
+
+def test_a_training_that_diverges_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("m2s.train.vqvae.VqVaeStage.validate", lambda *_: {"assd": float("nan")})
+    done = CliRunner().invoke(main, ["vqvae", str(tmp_path), *TINY, "--steps", "1"])
+    assert done.exit_code == 2
+    assert "diverged, assd is nan at step 1" in done.output
+    assert not (tmp_path / "vqvae" / "best.safetensors").exists()
+
+
+def test_a_state_is_resumed_where_the_weights_are(tmp_path: Path) -> None:
+    """The device that keeps no numbers stands in for a GPU: nothing may be left on the CPU."""
+    net = torch.nn.Linear(2, 2)
+    stage = SimpleNamespace(model=net, name="x")
+    recipe = Recipe(steps=2, batch=1, rate=0.1, average=0.9)
+    begun = loop._Run(stage, recipe, tmp_path, "cpu")
+    begun._checkpoint()
+    resumed = loop._Run(SimpleNamespace(model=torch.nn.Linear(2, 2), name="x"), recipe, tmp_path, "meta")
+    resumed.resume()
+    assert {t.device.type for t in resumed.average.state.values()} == {"meta"}
 
 
 def test_an_mc_net_that_was_trained_on_is_the_one_that_is_kept(tmp_path: Path) -> None:
@@ -212,7 +251,10 @@ def test_losses_against_hand_counts() -> None:
     assert float(soft_dice(half, truth)) == pytest.approx(1 - 2 * 16 / (16 + 32), rel=1e-4)
     sdg = torch.linspace(-20, 20, 64).reshape(1, 1, 4, 4, 4)
     assert float(weighted_l1(sdg.clamp(-10, 10) + 1, sdg, 10.0, 0.0)) == pytest.approx(0.1, rel=1e-5)
-    assert float(weighted_l1(sdg.clamp(-10, 10) + 1, sdg, 10.0, 4.0)) == pytest.approx(0.1, rel=1e-5)
+    at, wrong = torch.tensor([[[[[0.0, 2.0, 9.0]]]]]), torch.tensor([[[[[1.0, 2.0, 12.0]]]]])
+    near = (1 + 4, 1 + 4 * math.exp(-0.5), 1 + 4 * math.exp(-0.5 * 4.5**2))  # NEAR_MM is 2 mm
+    wanted = (near[0] * 1 + near[2] * 3) / (10 * sum(near))
+    assert float(weighted_l1(wrong, at, 10.0, 4.0)) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_checkpoints_round_trip_and_survive_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,25 +1,19 @@
 """The ablation of the VQ-VAE on phantoms and a tiny network: equal CPU time, resumed, never mixed, one change a row."""
 
-import importlib.util
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from benchmarked import benchmark
 from click.testing import CliRunner
 
 from m2s.nets.presets import PRESETS
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "vqvae_ablation.py"
-
 
 @pytest.fixture
 def ablation(monkeypatch: pytest.MonkeyPatch):
-    spec = importlib.util.spec_from_file_location("vqvae_ablation", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "vqvae_ablation", module)
-    spec.loader.exec_module(module)
+    module = benchmark("vqvae_ablation")
     monkeypatch.setitem(module.VARIANTS, "compact", module.Variant("compact", PRESETS["tiny"].vqvae))
     return module
 

@@ -149,7 +149,13 @@ def test_a_cine_shares_shifts_as_the_command_does(file, tmp_path):
         (LABELS * 0.3, AFFINE, BadLabels, "whole numbers"),
         (LABELS.astype(complex), AFFINE, BadLabels, "complex"),
         (LABELS, AFFINE[:3], BadAffine, r"\(4, 4\)"),
-        (LABELS, AFFINE * np.nan, BadAffine, "last row"),
+        (LABELS, AFFINE * np.nan, BadAffine, "NaN"),
+        (LABELS, AFFINE * 1j, BadAffine, "complex"),
+        (LABELS, "somewhere", BadAffine, "no real numbers"),
+        (LABELS, [[1, 0], [0]], BadAffine, "no real numbers"),
+        ([[[1, 0], [0]]], AFFINE, BadLabels, "no array"),
+        (np.ma.masked_equal(LABELS, 0), AFFINE, BadLabels, "filled"),
+        (np.where(LABELS, np.nan, 0.0), AFFINE, BadLabels, "NaN or infinity"),
         (LABELS, AFFINE + np.eye(4)[[1, 0, 2, 3]] * [1, 1, 0, 0], BadAffine, "sheared"),
         (LABELS * 0, AFFINE, EmptyWall, "background"),
     ],
@@ -211,3 +217,16 @@ def test_nothing_is_reported_to_the_makers_of_onnxruntime(tmp_path):
     environment = {"PYTHONPATH": str(runtime), "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("options", [{"samples": 1.5}, {"seed": float("nan")}, {"steps": "2"}, {"threads": 1.5}])
+def test_counts_are_whole_numbers(options):
+    (name,) = options
+    with pytest.raises(UsageProblem, match=f"{name}=.*whole number"):
+        Reconstructor(**options)
+
+
+@pytest.mark.parametrize("labels", [None, 2])
+def test_a_scheme_is_a_word(labels):
+    with pytest.raises(UsageProblem, match="choose one of"):
+        Reconstructor(labels=labels)

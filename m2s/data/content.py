@@ -1,4 +1,4 @@
-"""What the name of a unit of work says of its files, so that rows of other data are never taken for its own."""
+"""What marks the contents of files, so that what was made of other contents is never taken for theirs."""
 
 import hashlib
 from functools import lru_cache
