@@ -29,6 +29,12 @@ def worker_pool(
 def _begin(prepare: Callable[..., object] | None, arguments: tuple[object, ...]) -> None:
     parent = parent_process()
     if parent is not None:
-        Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+        Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     if prepare is not None:
         prepare(*arguments)
+
+
+def _end_with(sentinel: int) -> None:
+    """Outlive the parent by nothing: a killed one cannot say goodbye."""
+    wait([sentinel])
+    os._exit(1)

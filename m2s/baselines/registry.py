@@ -23,14 +23,14 @@ class Baseline:
         package: holds the modules `train` and `method`.
         title: in tables.
         tunable: whether real pairs teach it anything.
-        ablation: whether it is a variant of ours, and reads `mcsr` and `vqvae` of the same run.
+        reads: of an ablation, a variant of ours, the stages of ours in the same run whose weights it uses.
         stands_on: of a training, the earlier ones whose best weights it reads.
     """
 
     package: str
     title: str
     tunable: bool = True
-    ablation: bool = False
+    reads: tuple[str, ...] = ()
     stands_on: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
@@ -41,14 +41,14 @@ BASELINES: Final[Mapping[str, Baseline]] = {
     ),
     "mcsr-ete": Baseline("m2s.baselines.mcsr_ete", "MCSR-ETE"),
     "cardiac-pcn": Baseline("m2s.baselines.cardiac_pcn", "CardiacPCN"),
-    "mask-condition": Baseline("m2s.baselines.condition", "Mask conditioning", tunable=False, ablation=True),
+    "mask-condition": Baseline("m2s.baselines.condition", "Mask conditioning", tunable=False, reads=("mcsr", "vqvae")),
     "slice-condition": Baseline(
-        "m2s.baselines.condition", "Low-resolution mask conditioning", tunable=False, ablation=True
+        "m2s.baselines.condition", "Low-resolution mask conditioning", tunable=False, reads=("vqvae",)
     ),
     "vae": Baseline(
-        "m2s.baselines.vae", "VAE", tunable=False, ablation=True, stands_on={"diffusion": ("autoencoder",)}
+        "m2s.baselines.vae", "VAE", tunable=False, reads=("mcsr",), stands_on={"diffusion": ("autoencoder",)}
     ),
-    "gan": Baseline("m2s.baselines.gan", "Conditional GAN", tunable=False, ablation=True),
+    "gan": Baseline("m2s.baselines.gan", "Conditional GAN", tunable=False, reads=("mcsr", "vqvae")),
 }
 
 

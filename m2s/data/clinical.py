@@ -16,10 +16,11 @@ from scipy import ndimage
 
 from m2s.data.labelmaps import POOL, WALL, LabelMap, LabelMaps, Phase
 from m2s.data.simulate import MotionLaw, draw_rng, simulate_stack
+from m2s_runtime.edge_distance import edge_distance
 from m2s_runtime.errors import CaseError
 from m2s_runtime.grid import CENTRE, GRID, MASK_GRID, NOMINAL_STEP, PADDING, PLANES, SPACING, UPSAMPLING
 from m2s_runtime.placement import Canonical
-from m2s_runtime.slices import pool_features, pool_weights, wall_slices
+from m2s_runtime.slices import pool_centre, wall_slices
 
 Masks = npt.NDArray[np.bool_]
 Doubles = npt.NDArray[np.float64]
@@ -80,7 +81,7 @@ def _on_planes(high: LabelMap, low: Canonical) -> Masks:
     """The map's wall sampled on the planes of the stack, its pool centred over the slices that the stack holds."""
     to_map = np.linalg.inv(high.affine) @ low.placement.affine
     _check_direction(to_map)
-    distance, step = _signed_distance(high.mask), low.placement.step_mm
+    distance, step = edge_distance(high.mask, SPACING).astype(np.float32), low.placement.step_mm
     planes = _grid_planes(step)
     middle = np.array([CENTRE, CENTRE, (GRID[2] - 1) / 2])
     # In-plane, scanner positions of two breath-holds say nothing: start with the pool of the map in the middle.
@@ -91,20 +92,13 @@ def _on_planes(high: LabelMap, low: Canonical) -> Masks:
     for _ in range(3):
         slices = _sample(distance, to_map, planes[UPSAMPLING // 2 :: UPSAMPLING], offset) < 0
         _check_shared(slices, low.masks)
-        pool = pool_features(slices[:, :, held]).astype(np.float64)
-        weights = pool_weights(pool)
-        offset = np.asarray(offset + (pool[:, :2] * weights).sum(0) / weights.sum(0) - CENTRE, np.float64)
+        offset = np.asarray(offset + pool_centre(slices[:, :, held]) - CENTRE, np.float64)
     return np.asarray(_sample(distance, to_map, planes, offset) < 0)
 
 
 def _grid_planes(step_mm: float) -> Doubles:
     """Where the 60 planes, `step_mm / 5` apart, lie among the 64 of the grid: the middles of both coincide."""
     return np.asarray((GRID[2] - 1) / 2 + (np.arange(PLANES) - (PLANES - 1) / 2) * step_mm / NOMINAL_STEP, np.float64)
-
-
-def _signed_distance(mask: Masks) -> npt.NDArray[np.float32]:
-    outside = np.asarray(ndimage.distance_transform_edt(~mask, sampling=SPACING))
-    return (outside - np.asarray(ndimage.distance_transform_edt(mask, sampling=SPACING))).astype(np.float32)
 
 
 def _sample(distance: npt.NDArray[np.float32], to_map: Doubles, planes: Doubles, offset: Doubles) -> Doubles:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from m2s.data.sdg import voxelise
 from m2s_runtime.errors import WallOutOfRange
 from m2s_runtime.grid import CENTRE, IN_PLANE, MASK_GRID, MIN_SLICES, PADDING, PLANES, SLICES, SPACING, UPSAMPLING
-from m2s_runtime.slices import pool_features, pool_weights, wall_slices
+from m2s_runtime.slices import pool_centre, wall_slices
 
 Vertices = npt.NDArray[np.float64]
 Faces = npt.NDArray[np.int32]
@@ -153,6 +153,4 @@ def _start(stack: Masks, roll: int, phase: float, length: float) -> int:
 
 def _pool_offset(stack: Masks) -> Vertices:
     """(2,) how far the area-weighted mean pool centroid of the slices is from the centre."""
-    pool = pool_features(stack).astype(np.float64)
-    weight = pool_weights(pool)
-    return np.asarray((pool[:, :2] * weight).sum(0) / weight.sum(0) - CENTRE)
+    return pool_centre(stack) - CENTRE

@@ -16,10 +16,11 @@ from scipy import ndimage
 
 from m2s.data.heart import Heart, keyed_rng
 from m2s_runtime.csdg import coarse_sdg
+from m2s_runtime.edge_distance import edge_distance
 from m2s_runtime.errors import BadHeader, BadLabels, CaseError, EmptyWall, NoInputs, WallOutOfRange
 from m2s_runtime.grid import CENTRE, GRID, MASK_GRID, MIN_SLICES, PADDING, PLANES, SPACING, UPSAMPLING
 from m2s_runtime.placement import CLEAR_TAPER, Canonical, canonicalise, slice_axis, taper_of
-from m2s_runtime.slices import pool_features, pool_weights
+from m2s_runtime.slices import pool_centre
 from m2s_runtime.surface import extract_surface
 from m2s_runtime.volume import read_study
 
@@ -296,9 +297,7 @@ def _smooth_distance(planes: Masks, spacing: npt.NDArray[np.float64]) -> npt.NDA
     """
     field = np.full((planes.shape[2], *planes.shape[:2]), _FAR_MM)
     for s in np.flatnonzero(planes.any(axis=(0, 1))):
-        plane = planes[:, :, s]
-        outside = np.asarray(ndimage.distance_transform_edt(~plane, sampling=spacing))
-        signed = outside - np.asarray(ndimage.distance_transform_edt(plane, sampling=spacing))
+        signed = edge_distance(planes[:, :, s], spacing)
         field[s] = ndimage.gaussian_filter(signed, _SUBPIXEL_MM / spacing, mode="nearest")
     return field
 
@@ -310,9 +309,7 @@ def _pool_middle(distance: npt.NDArray[np.float64], spacing: npt.NDArray[np.floa
     best, least = middle, np.inf
     # The pixels of the result make the centroid a staircase in `middle`: half steps, and the best of them all.
     for step in (1.0, 1.0, 0.5, 0.5, 0.5, 0.25, 0.25, 0.0):
-        pool = pool_features(_sample(slices, middle, spacing)).astype(np.float64)
-        weight = pool_weights(pool)
-        offset = (pool[:, :2] * weight).sum(0) / weight.sum(0) - CENTRE
+        offset = pool_centre(_sample(slices, middle, spacing)) - CENTRE
         if float(np.abs(offset).max()) < least:
             best, least = middle, float(np.abs(offset).max())
         middle = middle + step * offset / spacing

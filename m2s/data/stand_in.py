@@ -21,7 +21,7 @@ from m2s.data.sdg import voxelise
 from m2s.data.simulate import Stack
 from m2s_runtime.grid import CENTRE, IN_PLANE, MASK_GRID, PADDING, PLANES, SPACING, UPSAMPLING
 from m2s_runtime.placement import Canonical, canonicalise
-from m2s_runtime.slices import pool_features, pool_weights, signed_distance, wall_slices
+from m2s_runtime.slices import pool_centre, signed_distance, wall_slices
 
 Masks = npt.NDArray[np.bool_]
 Doubles = npt.NDArray[np.float64]
@@ -247,9 +247,7 @@ def _seated(heart: Heart, canonical: Canonical) -> tuple[Heart, Doubles]:
     spacing = (*SPACING[:2], plane_mm)
     for _ in range(2):
         mask = voxelise(vertices - (*moved_by, 0.0), heart.faces, MASK_GRID, spacing)
-        pool = pool_features(mask[:, :, UPSAMPLING // 2 :: UPSAMPLING][:, :, held]).astype(np.float64)
-        weights = pool_weights(pool)
-        moved_by = moved_by + (pool[:, :2] * weights).sum(0) / weights.sum(0) - CENTRE
+        moved_by = moved_by + pool_centre(mask[:, :, UPSAMPLING // 2 :: UPSAMPLING][:, :, held]) - CENTRE
     vertices = vertices - (*moved_by, 0.0)
     mask = voxelise(vertices, heart.faces, MASK_GRID, spacing)
     return Heart(heart.id, mask, vertices, heart.faces, plane_mm), moved_by

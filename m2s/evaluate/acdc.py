@@ -22,6 +22,7 @@ from m2s.evaluate.methods import Network, spacing_of
 from m2s.evaluate.scores import Row, markdown, soundness
 from m2s.evaluate.work import EVERY_METHOD, spaced
 from m2s.metrics import best_inplane_shift_dice, spearman
+from m2s_runtime.edge_distance import edge_distance
 from m2s_runtime.errors import CaseError, NoInputs, UsageProblem
 from m2s_runtime.grid import IN_PLANE
 from m2s_runtime.labels import wall_mask
@@ -97,9 +98,7 @@ def acquired_section(stack: WallStack, index: int, placement: Placement) -> tupl
     where = to_source @ np.stack([pixels[0], pixels[1], np.full(pixels.shape[1], plane), np.ones(pixels.shape[1])])
     spacing = np.linalg.norm(stack.affine[:3, :2], axis=0)
     wall = np.pad(stack.wall[:, :, index], 1)
-    inside = ndimage.distance_transform_edt(wall, sampling=spacing)
-    signed = np.asarray(ndimage.distance_transform_edt(~wall, sampling=spacing)) - np.asarray(inside)
-    sampled = ndimage.map_coordinates(signed, where[:2] + 1, order=1, mode="nearest")
+    sampled = ndimage.map_coordinates(edge_distance(wall, spacing), where[:2] + 1, order=1, mode="nearest")
     return np.asarray(sampled).reshape(IN_PLANE, IN_PLANE) < 0, plane
 
 

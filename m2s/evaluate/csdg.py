@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
-from scipy import ndimage
 
 from m2s.baselines.method import BoolArray, FloatArray, Method
 from m2s.evaluate.coarse import shared
@@ -18,6 +16,7 @@ from m2s.evaluate.hearts import Cohort
 from m2s.evaluate.scores import Row
 from m2s.evaluate.steps import Way, sampled
 from m2s_runtime.csdg import coarse_sdg
+from m2s_runtime.edge_distance import edge_distance
 from m2s_runtime.grid import GRID, SPACING
 from m2s_runtime.mesh_distance import vertex_distance
 from m2s_runtime.surface import contour
@@ -48,13 +47,11 @@ def nearest_vertex(mask: BoolArray) -> FloatArray:
 
 
 def distance_transform(mask: BoolArray) -> FloatArray:
-    """Distance to the nearest voxel centre of the other side, by two Euclidean distance transforms.
+    """Distance to the nearest voxel centre of the other side, see `edge_distance`; no surface is asked.
 
-    No surface is asked. Where two voxels of either side meet, each is a whole voxel from the other's centre, so that
-    the distance between them changes by two voxels instead of one. Args and returns as of `coarse_sdg`.
+    Args and returns as of `coarse_sdg`.
     """
-    outside, inside = (_to_background(side) for side in (~mask, mask))
-    return (outside - inside).astype(np.float32)
+    return edge_distance(mask, SPACING).astype(np.float32)
 
 
 KINDS: Final[Mapping[str, Callable[[BoolArray], FloatArray]]] = {
@@ -99,7 +96,3 @@ def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Lines of the table: one a C-SDG, in the order of `KINDS`; a stack that was refused counts against each."""
     refused = [row for row in rows if row.get("error")]
     return {kind: mine + refused for kind in KINDS if (mine := [row for row in rows if row.get("csdg") == kind])}
-
-
-def _to_background(side: BoolArray) -> npt.NDArray[np.float64]:
-    return np.asarray(ndimage.distance_transform_edt(side, sampling=SPACING))

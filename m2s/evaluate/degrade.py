@@ -6,10 +6,10 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from m2s.data.heart import Heart, Vertices
 from m2s.data.simulate import PAPER, Masks, MotionLaw, Normal, Shifts, simulate_stack
+from m2s_runtime.edge_distance import edge_distance
 from m2s_runtime.grid import CENTRE, IN_PLANE, UPSAMPLING
 from m2s_runtime.slices import wall_slices
 
@@ -72,7 +72,7 @@ def slices_missing(heart: Heart, rng: Random) -> Spoilt:
 
 
 def torn(heart: Heart, rng: Random) -> Spoilt:
-    """A sector of 45 to 200 degrees is erased from a third of the slices or more."""
+    """A sector of 45 to 200 degrees is erased from a third of the slices or more on average."""
     stack = scanned(heart, rng)
     wall = stack.wall.copy()
     x, y = np.meshgrid(np.arange(IN_PLANE) - CENTRE, np.arange(IN_PLANE) - CENTRE, indexing="ij")
@@ -87,9 +87,7 @@ def _regrown(stack: Spoilt, by_mm: float) -> Spoilt:
     """Move the outline of every slice outwards by so much (inwards where negative)."""
     wall = stack.wall.copy()
     for s in _held(stack):
-        outside = np.asarray(ndimage.distance_transform_edt(~wall[:, :, s]))
-        inside = np.asarray(ndimage.distance_transform_edt(wall[:, :, s]))
-        wall[:, :, s] = outside - inside <= by_mm
+        wall[:, :, s] = edge_distance(wall[:, :, s], (1.0, 1.0)) <= by_mm
     return replace(stack, wall=wall)
 
 

@@ -184,7 +184,10 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Unconditioned:
-    """The same noise, denoiser and decoder, told nothing about the stack: a condition of zeros, no C-SDG blended in."""
+    """The same noise, denoiser and decoder, told nothing about the stack: a condition of zeros, no C-SDG blended in.
+
+    Surfaces stay as drawn: what is no heart has no apex to close.
+    """
 
     reconstructor: Reconstructor
     engine: Engine

@@ -25,10 +25,11 @@ from m2s.evaluate.laws import motion_law
 from m2s.evaluate.methods import spacing_of
 from m2s.evaluate.scores import Row, Truth, score, score_shifts
 from m2s.metrics import dice
+from m2s_runtime.edge_distance import edge_distance
 from m2s_runtime.errors import CaseError, NoInputs, UsageProblem
 from m2s_runtime.grid import CENTRE, GRID, NOMINAL_STEP, PADDING, PLANES, SLICES, SPACING, UPSAMPLING
 from m2s_runtime.placement import canonicalise
-from m2s_runtime.slices import pool_features, pool_weights, wall_slices
+from m2s_runtime.slices import pool_centre, wall_slices
 from m2s_runtime.surface import Mesh, extract_surface
 
 BoolArray = npt.NDArray[np.bool_]
@@ -74,7 +75,7 @@ def seat(mask: BoolArray, phase: int) -> Seated:
     surface, offset = smooth_surface(mask), np.array([0.0, 0.0, roll * SPACING[2]])
     # Once more, because the voxels that switch move the centroid by a little.
     for _ in range(2):
-        offset[:2] += CENTRE - pool_centre(enclosed(surface, offset))
+        offset[:2] += CENTRE - pool_middle(enclosed(surface, offset))
     return Seated(enclosed(surface, offset), Mesh(surface.vertices + offset, surface.faces), offset)
 
 
@@ -84,25 +85,23 @@ def enclosed(surface: Mesh, offset: Floats) -> BoolArray:
     return inside[:, :, PADDING : PADDING + PLANES]
 
 
-def pool_centre(mask: BoolArray) -> Floats:
-    """Area-weighted mean pool centroid (x, y) in voxels over the centre planes of a (128, 128, 60) mask."""
-    pool = pool_features(mask[:, :, UPSAMPLING // 2 :: UPSAMPLING]).astype(np.float64)
-    weights = pool_weights(pool)
-    return np.asarray((pool[:, :2] * weights).sum(axis=0) / weights.sum(axis=0))
+def pool_middle(mask: BoolArray) -> Floats:
+    """`pool_centre` of the centre planes of a (128, 128, 60) mask."""
+    return pool_centre(mask[:, :, UPSAMPLING // 2 :: UPSAMPLING])
 
 
 def smooth_surface(mask: BoolArray) -> Mesh:
     """Surface of a (128, 128, 60) mask by marching cubes of its smoothed signed distance, in the grid's frame."""
     padded = np.pad(mask, ((0, 0), (0, 0), (PADDING, PADDING)))
-    outside = np.asarray(ndimage.distance_transform_edt(~padded, sampling=SPACING))
-    distance = outside - np.asarray(ndimage.distance_transform_edt(padded, sampling=SPACING))
-    smooth = ndimage.gaussian_filter(distance, [SMOOTHING_MM / s for s in SPACING], mode="nearest")
+    smooth = ndimage.gaussian_filter(
+        edge_distance(padded, SPACING), [SMOOTHING_MM / s for s in SPACING], mode="nearest"
+    )
     return extract_surface(np.asarray(smooth, np.float32), GRID_TO_MM)
 
 
 def recentred_dice(level: npt.NDArray[np.float32], mask: BoolArray, truth: Truth) -> float:
     """Dice once the prediction's own pool is centred too: what is left is error of shape."""
-    centre = pool_centre(mask)
+    centre = pool_middle(mask)
     by = (*(CENTRE - centre), 0.0)
     moved = ndimage.shift(level.astype(np.float64), by, order=1, mode="nearest")
     return dice(np.asarray(moved[:, :, PADDING : PADDING + PLANES] < 0), truth.mask)

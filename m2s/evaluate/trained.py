@@ -2,24 +2,15 @@
 
 import csv
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from m2s.baselines.registry import open_baseline
+from m2s.baselines.registry import BASELINES, open_baseline
 from m2s_runtime.errors import EngineError, NoInputs
 
 if TYPE_CHECKING:
     from m2s.baselines.method import Method
-
-GOES_ON_FROM: Final[Mapping[str, tuple[str, ...]]] = {
-    "mask-condition": ("mcsr", "vqvae"),
-    "slice-condition": ("vqvae",),
-    "vae": ("mcsr",),
-    "gan": ("mcsr", "vqvae"),
-}
-"""Stages of ours in the same run whose weights an ablation uses."""
 
 SLOW: Final = frozenset({"srheart"})
 """Methods that take minutes a case whatever their size, for they optimise it."""
@@ -55,7 +46,7 @@ def trained(name: str, run: Path) -> Trained:
     own = weights_of(name, run)
     if not own:
         raise NoInputs(f"{run}: no {name} in this run; m2s-train baseline {name} {run} trains it")
-    read = [run / stage / own[0].name for stage in GOES_ON_FROM.get(name, ())]
+    read = [run / stage / own[0].name for stage in BASELINES[name].reads]
     files = [*own, *(file for file in read if file.is_file())]
     digest = hashlib.sha256()
     for file in files:

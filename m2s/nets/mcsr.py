@@ -74,7 +74,7 @@ class DistanceSrNet(nn.Module):
 
 
 class McsrNet(nn.Module):
-    """MC-Net and SR-Net, trained jointly; exported as the graphs `mc` and `sr`."""
+    """MC-Net and SR-Net; exported as the graphs `mc` and `sr`."""
 
     def __init__(self, size: McsrSize) -> None:
         super().__init__()

@@ -19,9 +19,7 @@ from m2s_runtime.grid import CENTRE
 
 ORDER: Final = 6
 """Highest power of the distance from the centroid."""
-MOMENTS: Final = tuple(
-    (a, b) for m in range(ORDER + 1) for a in range(m, ORDER + 1) for b in (a - m,) if 2 <= a + b <= ORDER
-)
+MOMENTS: Final = tuple((b + m, b) for m in range(ORDER + 1) for b in range(ORDER) if 2 <= 2 * b + m <= ORDER)
 """(a, b) of each moment; (1, 0) is missing because it vanishes about the centroid."""
 SCALE_MM: Final = 4.0
 """About the rms of the motion laws, so that networks see and return numbers near one."""
@@ -29,8 +27,10 @@ RADIUS_MM: Final = 25.0
 """About the radius of a wall."""
 _AREA: Final = 1500.0
 
-ANGULAR: Final = (1, 1, 0, 0, 0, *(a - b for a, b in MOMENTS))
-"""Order of every quantity of `slice_features`: how many times its phase turns when the heart turns once."""
+TURNS: Final = tuple(a - b for a, b in MOMENTS)
+"""Order of every moment: how many times its phase turns when the heart turns once."""
+ANGULAR: Final = (1, 1, 0, 0, 0, *TURNS)
+"""The same of every quantity of `slice_features`: two vectors, two areas, held, the moments."""
 FEATURES: Final = sum(2 if m else 1 for m in ANGULAR)
 
 Doubles = npt.NDArray[np.float64]
@@ -84,7 +84,7 @@ def slice_features(centroid: Tensor, area: Tensor, pool: Tensor, moments: Tensor
     held = (area > 0).to(centroid.dtype)[..., None]
     shape = torch.cat([centroid - CENTRE, (pool[..., :2] - centroid) * held], -1) / SCALE_MM
     sizes = torch.cat([area[..., None] / _AREA, pool[..., 2:] / _AREA, held], -1)
-    parts = [moments[..., :1, k] if m == 0 else moments[..., :, k] for k, m in enumerate(ANGULAR[5:])]
+    parts = [moments[..., :1, k] if m == 0 else moments[..., :, k] for k, m in enumerate(TURNS)]
     return torch.cat([shape, sizes, *parts], -1)
 
 

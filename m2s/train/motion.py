@@ -15,7 +15,7 @@ from m2s.data.simulate import PAPER, Mixture, MotionLaw
 from m2s.data.store import StoreSpec
 from m2s.nets.motion import TrackMotionNet
 from m2s.nets.presets import McsrSize
-from m2s.nets.slice_moments import ANGULAR, slice_features
+from m2s.nets.slice_moments import TURNS, slice_features
 from m2s.train.loop import Arrays, Batch, Facts, Figures, device_of
 from m2s.train.stretch import stretched
 from m2s_runtime.grid import CENTRE, SLICES
@@ -26,7 +26,6 @@ _DRAWS: Final = 8
 """Motions of each selection heart."""
 _PIXEL_MM: Final = 0.1
 """By how much sampling a moved contour moves its centroid."""
-_TURNS: Final = np.array(ANGULAR[5:])
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def turned(shapes: SliceShapes, rng: np.random.Generator) -> SliceShapes:
         return np.asarray(np.where(flip, values.conj(), values) * angle**power, np.complex128)
 
     return SliceShapes(
-        turn(shapes.wall, 1), turn(shapes.pool, 1), shapes.area, shapes.pool_area, turn(shapes.moments, _TURNS)
+        turn(shapes.wall, 1), turn(shapes.pool, 1), shapes.area, shapes.pool_area, turn(shapes.moments, np.array(TURNS))
     )
 
 

@@ -24,9 +24,9 @@ paper says it follows, as its published code has them; "ours" = neither says.
 | MCSR-Net: motion | N(3.45, 1.305) mm an entry, 12 stacks a mask and epoch | P; random sign: ours |
 | MCSR-Net: re-alignment | bilinear, so that Dice reaches MC-Net (E rounds to labels, which cuts it off) | ours |
 | fine-tuning | only MCSR-Net, on real pairs | P; both Dice terms, 20 epochs, 1e-5: ours |
-| MCSR-Net: stacks | a quarter ends above the apex; with an atlas a third is cut at other steps than 10 mm | ours |
+| MCSR-Net: stacks | whole; with an atlas a third is cut at other steps than 10 mm | ours |
 | all: augmentation | the eight symmetries of the square; grids moved up to 2 planes along z | ours |
-| all: the rest | bfloat16, 50 steps of rising rate, gradients cut to norm 1, validation every 1000 steps | ours |
+| all: the rest | bfloat16, 50 steps of rising rate, gradients cut to norm 1, validation every 1000 or 500 | ours |
 
 `compact` is annealed to zero and fits two CPU cores; `tiny` is for tests.
 """

@@ -101,7 +101,7 @@ def faults(model: DiceModel) -> list[str]:
 
 
 def _elongation(plane: npt.NDArray[np.bool_]) -> float:
-    """Long over short axis of the wall's second moments; a pixel counts as a disc, or a line would be endless."""
+    """Long over short axis of the wall's second moments; a pixel counts as a square, or a line would be endless."""
     points = np.argwhere(plane)
     centred = points - points.mean(axis=0)
     short, long = np.linalg.eigvalsh(centred.T @ centred / len(points)) + 1 / 12

@@ -2,11 +2,11 @@
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
+from m2s_runtime.edge_distance import edge_distance
 from m2s_runtime.errors import WallOutOfRange
 from m2s_runtime.grid import CENTRE, IN_PLANE, SLICES
-from m2s_runtime.slices import BoolArray, bounding_box, pool_features, pool_weights, wall_slices
+from m2s_runtime.slices import BoolArray, bounding_box, pool_centre, wall_slices
 
 Vector = npt.NDArray[np.float64]
 
@@ -30,13 +30,13 @@ def resample(stack: BoolArray, spacing: Vector, start: int) -> tuple[BoolArray, 
     """
     corner, box = _cropped(stack)
     distances = np.stack([_edge_distance(box[:, :, s], spacing) for s in range(box.shape[2])])
-    middle = _pool_centre(box)
+    middle = pool_centre(box[:, :, wall_slices(box)])
     _check_width(box, middle, spacing)
     planes = _sample(distances, middle, spacing) < 0
     # Thresholding moves the centroid by a few hundredths of a millimetre; two further looks remove most of it.
     for _ in range(2):
         if planes.any():
-            middle = middle + (_pool_centre(planes) - CENTRE) / spacing
+            middle = middle + (pool_centre(planes[:, :, wall_slices(planes)]) - CENTRE) / spacing
             planes = _sample(distances, middle, spacing) < 0
     masks = np.zeros((IN_PLANE, IN_PLANE, SLICES), np.bool_)
     masks[:, :, start : start + planes.shape[2]] = planes
@@ -74,8 +74,7 @@ def _edge_distance(plane: BoolArray, spacing: Vector) -> Vector:
     """Distance to the nearest pixel of the other kind, negative inside: linear sampling puts the edge midway."""
     if not plane.any():
         return np.full(plane.shape, FAR_MM)
-    outside = np.asarray(ndimage.distance_transform_edt(~plane, sampling=spacing))
-    return outside - np.asarray(ndimage.distance_transform_edt(plane, sampling=spacing))
+    return edge_distance(plane, spacing)
 
 
 def _sample(distances: Vector, middle: Vector, spacing: Vector) -> Vector:
@@ -97,13 +96,6 @@ def _between(values: Vector, at: Vector, axis: int) -> Vector:
         for index, part in zip(beside, parts, strict=True)
     )
     return low + high
-
-
-def _pool_centre(masks: BoolArray) -> npt.NDArray[np.float64]:
-    """Mean pool centroid in voxels, (2,), over the slices that hold wall."""
-    pool = pool_features(masks[:, :, wall_slices(masks)]).astype(np.float64)
-    weights = pool_weights(pool)
-    return (pool[:, :2] * weights).sum(0) / weights.sum(0)
 
 
 def _check_width(box: BoolArray, middle: Vector, spacing: Vector) -> None:

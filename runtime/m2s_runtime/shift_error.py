@@ -39,7 +39,7 @@ def draw_shift_errors(held: BoolArray, deviations_mm: Deviations, key: str, seed
     alone, *smooth = deviations_mm
     where = np.flatnonzero(held)
     position = np.linspace(-1, 1, int(np.ptp(where)) + 1)[where - where[0]]
-    modes = np.stack([legendre.legval(position, row) for row in np.diag([0.0, *smooth])[1:]], axis=1)
+    modes = legendre.legvander(position, len(smooth))[:, 1:] * smooth
     errors = np.zeros((samples, len(held), 2))
     for index in range(samples):
         rng = _generator(key, seed, index)

@@ -129,6 +129,12 @@ def pool_weights(pool: A) -> A:
     return _or_else(_or_else(area, ones * off_centre), ones)
 
 
+def pool_centre(masks: BoolArray) -> npt.NDArray[np.float64]:
+    """Mean pool centroid (x, y) in voxels of a stack (X, Y, S), each slice counted by `pool_weights`."""
+    pool = pool_features(masks).astype(np.float64)
+    return _weighted_mean(pool[:, :2], pool)
+
+
 def centre_shifts(shifts: A, pool: A) -> A:
     """Add the one vector that puts the mean pool centroid of the re-aligned stack at the grid's centre.
 

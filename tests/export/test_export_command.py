@@ -286,6 +286,23 @@ def test_the_share_on_the_command_line_reaches_the_plan(monkeypatch, run_folder,
     assert [plan.csdg_share for plan in plans] == [None, 0.3, 0.0]
 
 
+@pytest.mark.parametrize("option", ["--spread-scale", "--csdg-share", "--temperature"])
+def test_what_is_no_number_is_refused(run_folder, tmp_path, option):
+    done = CliRunner().invoke(cli.export, [str(run_folder), "--out", str(tmp_path / "b"), option, "nan"])
+    assert done.exit_code == 2
+    assert "not a finite number" in done.output
+
+
+@pytest.mark.parametrize(
+    "wrong", ["--shift-error=-1,0,0,0,0", "--shift-error=nan,0,0,0,0", "--flag-limit=few_slices=nan"]
+)
+def test_lists_of_what_is_no_number_are_refused(run_folder, tmp_path, wrong):
+    done = CliRunner().invoke(cli.export, [str(run_folder), "--out", str(tmp_path / "b"), wrong])
+    assert isinstance(done.exception, UsageProblem)
+    assert wrong.split("=")[0] in str(done.exception)
+    assert not (tmp_path / "b").exists()
+
+
 def test_what_a_person_says_stands_first_in_the_card(training_run):
     plan, shape = publishing.Plan("p", training_run.training()), training_run.nets.latent_shape
     draft = publishing.draft_manifest(plan, training_run.nets.preset, shape, 1.0, pool=True)

@@ -23,8 +23,9 @@ from m2s.evaluate.acdc import (
     summary,
     withheld,
 )
+from m2s.evaluate.hearts import Cohort
 from m2s.evaluate.methods import classical_method
-from m2s.evaluate.subject1081 import PUBLISHED, GivenStack, OwnSimulation, pool_centre, seat, smooth_surface
+from m2s.evaluate.subject1081 import PUBLISHED, GivenStack, OwnSimulation, pool_middle, seat, smooth_surface
 from m2s.metrics import dice
 from m2s_runtime.errors import UsageProblem
 from m2s_runtime.grid import CENTRE
@@ -127,6 +128,29 @@ def test_the_command_scores_a_folder_and_names_what_it_could_not_read(tmp_path):
     assert "unreadable" in lines[-1]
 
 
+def test_rows_are_of_their_files_and_of_what_labels_mean(tmp_path):
+    _save(_stack(5.0, 24), tmp_path / "fine.nii.gz")
+    plain, other = (StackFile(tmp_path / "fine.nii.gz", scheme).name for scheme in ("acdc", "myo=1"))
+    assert plain != other
+    _save(_stack(5.0, 26), tmp_path / "fine.nii.gz")
+    assert StackFile(tmp_path / "fine.nii.gz").name != plain
+    for phase in ("ED", "ES"):
+        (tmp_path / f"PCA_{phase}.mat").write_bytes(b"atlas")
+    before = Cohort(tmp_path).mark
+    (tmp_path / "PCA_ES.mat").write_bytes(b"another")
+    assert Cohort(tmp_path).mark != before
+
+
+def test_what_is_written_last_has_a_place_first(tmp_path):
+    words = ["flags", "--atlas", str(tmp_path), "--fit", str(tmp_path / "gone" / "fit.json")]
+    done = CliRunner().invoke(evaluate, words)
+    assert done.exit_code == 6
+    assert "--fit" in done.stderr
+    _save(_stack(5.0, 24), tmp_path / "fine.nii.gz")
+    words = ["acdc", "--data", str(tmp_path), "--out", str(tmp_path / "gone" / "rows.csv")]
+    assert "--out" in CliRunner().invoke(evaluate, [*words, "--method", "nni"]).stderr
+
+
 def test_wrong_arguments_end_with_their_exit_codes(tmp_path):
     (tmp_path / "empty").mkdir()
     run = CliRunner()
@@ -182,7 +206,7 @@ def test_a_seated_truth_has_its_slices_and_its_pool_in_the_middle(phase):
     held = np.flatnonzero(wall_slices(seated.mask[:, :, 2::5]))
     assert held[0] == (12 - count) // 2
     assert len(held) == count
-    np.testing.assert_allclose(pool_centre(seated.mask), CENTRE, atol=0.1)
+    np.testing.assert_allclose(pool_middle(seated.mask), CENTRE, atol=0.1)
     assert dice(np.roll(mask, (-3, 2, round(seated.offset[2] / 2)), (0, 1, 2)), seated.mask) > 0.97
     long = np.zeros_like(mask)
     long[40:80, 40:80, 2:] = True

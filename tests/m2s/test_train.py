@@ -44,6 +44,13 @@ def train(stage: str, run: Path, *more: str) -> str:
     return result.output
 
 
+def refused(stage: str, run: Path, *more: str) -> str:
+    result = CliRunner().invoke(main, [stage, str(run), *TINY, *more])
+    assert result.exit_code == 2, result.output
+    assert result.exc_info is None or result.exc_info[0] is SystemExit
+    return result.output
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
@@ -72,6 +79,51 @@ def test_the_decoder_learns_and_nothing_else_changes(tiny_run: Path, tmp_path: P
     before, after = (load_weights(run / stage / "best.safetensors")[0] for stage in ("vqvae", "decoder"))
     changed = {name.split(".")[0] for name, tensor in before.items() if not tensor.equal(after[name])}
     assert changed == {"decoder_low", "decoder_top"}
+
+
+def test_the_decoder_goes_on_with_the_denoiser_that_taught_it_alone(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    train("decoder", run, "--steps", "2")
+    weights, told = load_weights(run / "diffusion" / "best.safetensors")
+    save_weights(
+        run / "diffusion" / "best.safetensors", {name: 1.01 * tensor for name, tensor in weights.items()}, told
+    )
+    assert "trained further since: remove" in refused("decoder", run, "--steps", "4")
+    shutil.rmtree(run / "decoder")
+    assert "two at least" in refused("decoder", run, "--batch", "1")
+    train("decoder", run, "--steps", "2")
+
+
+def test_what_a_run_holds_decides_what_it_can_go_on_with(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    options = ["--phantom", "--hearts", "6", "-q", "--preset", "compact"]
+    other = CliRunner().invoke(main, ["vqvae", str(run), *options])
+    assert (other.exit_code, "begun with --preset tiny" in other.output) == (2, True)
+    best = run / "vqvae" / "best.safetensors"
+    best.write_bytes(best.read_bytes()[:1000])
+    assert f"{best}: damaged" in refused("vqvae", run)
+    masks = run / "hearts" / "training" / "masks-0000.npy"
+    masks.write_bytes(masks.read_bytes()[:50])
+    best.unlink()
+    assert f"{masks}: damaged" in refused("mcsr", run)
+
+
+def test_a_best_that_is_gone_is_made_anew(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    best = run / "vqvae" / "best.safetensors"
+    told = load_weights(best)[0]
+    best.unlink()
+    train("vqvae", run, "--steps", "6", "--batch", "1")
+    assert all(tensor.equal(told[name]) for name, tensor in load_weights(best)[0].items())
+
+
+@pytest.mark.parametrize("wrong", [("--device", "banana"), ("--rate", "nan"), ("--minutes", "0"), ("--minutes", "inf")])
+def test_options_that_mean_nothing(wrong: tuple[str, str], tmp_path: Path) -> None:
+    assert wrong[0] in refused("vqvae", tmp_path, *wrong)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_decoder_is_shown_the_truth_of_its_pairs(tiny_run: Path) -> None:
