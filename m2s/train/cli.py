@@ -17,6 +17,7 @@ from m2s.train.prepare import prepare
 from m2s.train.simulated_pairs import write_simulated_pairs
 from m2s_runtime.errors import INTERRUPTED, SOME_FAILED, CaseError, OutputError, Stop, UsageProblem, exit_codes
 from m2s_runtime.finite import Finite
+from m2s_runtime.terminable import terminable
 
 if TYPE_CHECKING:
     from m2s.baselines.registry import Size
@@ -178,13 +179,15 @@ def _baseline(name: str, size: "Size", options: dict[str, object]) -> None:
 def _guarded(work: Callable[[], None]) -> None:
     """Errors raised on purpose become one line and their exit code."""
     try:
-        work()
+        with terminable():
+            work()
     except (Stop, CaseError, FileNotFoundError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code if isinstance(error, Stop) else UsageProblem.exit_code)
     except PermissionError as error:
         click.echo(f"error: {error.filename}: {error.strerror}; choose another RUN, or make it writable", err=True)
         sys.exit(OutputError.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ending:
+        code = INTERRUPTED if isinstance(ending, KeyboardInterrupt) else ending.code
         click.echo("interrupted: the same command goes on from the last checkpoint", err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(code)

@@ -1,11 +1,10 @@
 """`m2s-run`: label maps in, meshes out."""
 
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -29,6 +28,7 @@ from m2s_runtime.limits import Limits
 from m2s_runtime.machine import one_blas_thread
 from m2s_runtime.options import ENGINES, FORMATS, MOST_SAMPLES, PRECISIONS, QUALITIES, SAVES, SPACES, Options, Setup
 from m2s_runtime.quiet import quiet_libraries
+from m2s_runtime.terminable import terminable
 from m2s_runtime.text import clean
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     one_blas_thread()
     try:
-        with quiet_libraries(tell), _terminable():
+        with quiet_libraries(tell), terminable():
             code = command.main(args=arguments, prog_name="m2s-run", standalone_mode=False)
         return code if isinstance(code, int) else OK
     except click.ClickException as error:
@@ -329,21 +329,3 @@ def _occupy_standard_streams() -> None:
 
 def _complain(message: str) -> None:
     tell(f"m2s-run: error: {clean(message)}")
-
-
-@contextmanager
-def _terminable() -> Generator[None]:
-    """Let SIGTERM, as batch systems send it, end the run in order: tables written, exit code 143."""
-
-    def stop(*_: object) -> NoReturn:
-        raise SystemExit(TERMINATED)
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: signals are the caller's business
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

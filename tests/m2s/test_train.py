@@ -171,6 +171,21 @@ def test_a_resumed_training_ends_where_an_undisturbed_one_does(stage: str, tmp_p
     assert len(set(steps)) == len(steps)
 
 
+def test_a_batch_system_s_signal_ends_a_training_in_order(tmp_path: Path, tiny_run: Path) -> None:
+    (tmp_path / "hearts").symlink_to(tiny_run / "hearts")
+    words = ["vqvae", str(tmp_path), *TINY, "--batch", "1", "--steps", "5000"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", "from m2s.train.cli import main; main()", *words], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "vqvae" / "last.safetensors").is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    told = child.communicate(timeout=60)[1]
+    assert child.returncode == 143, told
+    assert "the same command goes on" in told
+
+
 def test_a_newer_mc_net_reaches_an_mcsr_net_that_was_done(tmp_path: Path) -> None:
     """Nothing is left to train in it, so the weights that were put in have to be judged and kept all the same."""
     train("mcsr", tmp_path, "--steps", "2", "--batch", "1")
