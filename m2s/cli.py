@@ -1,6 +1,5 @@
 """Commands of the training environment."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import click
 from m2s.evaluate.figure_cli import figure
 from m2s.evaluate.options import FOLDER, Options, check_law, collect, setup_of, shared
 from m2s.evaluate.tables_cli import table1, table2, table3
-from m2s_runtime.errors import INTERRUPTED, CaseError, M2SError, OutputError, Stop, UsageProblem, exit_codes
+from m2s_runtime.errors import INTERRUPTED, CaseError, M2SError, Stop, UsageProblem, exit_codes
 from m2s_runtime.finite import Finite
 
 if TYPE_CHECKING:
@@ -226,11 +225,12 @@ def flags(
     from m2s.evaluate import flags as rows
     from m2s.evaluate.degrade import SPOILERS
     from m2s.evaluate.hearts import Cohort
+    from m2s.evaluate.rows import check_place
     from m2s.evaluate.scores import check_usable
     from m2s.evaluate.work import spaced
 
     _only_ours(options)
-    _check_place(fit, "--fit")
+    check_place(fit)
     fitting = (Cohort(atlas, "selection"), Cohort(atlas, "wide-selection")) if fit else ()
     stacks = [
         rows.SpoiltStack(part, row, spoiler, draw, options["seed"])
@@ -277,14 +277,7 @@ def _report(
     check_usable(rows)
 
 
-def _check_place(file: Path | None, option: str) -> None:
-    """Before hours of work: what is written at their end has a place."""
-    if file is not None and not os.access(file.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{option} {file}: {file.parent} is no folder that can be written in")
-
-
 def _collect(items: "Sequence[Item]", options: Options) -> "list[Row]":
     from m2s.evaluate.rows import RowFile
 
-    _check_place(options["out"], "--out")
     return collect(items, setup_of(options), RowFile(options["out"]), options["jobs"])

@@ -105,7 +105,7 @@ class HeartStore:
         shards = range((spec.hearts + SHARD - 1) // SHARD)
         self._masks = [mapped(_masks_file(folder, k)) for k in shards]
         self._sdgs = [mapped(_distances_file(folder, k)) for k in shards] if spec.distances else []
-        self._ids: list[str] = [name for k in shards for name in json.loads(_ids_file(folder, k).read_text())]
+        self._ids: list[str] = [name for k in shards for name in _ids(_ids_file(folder, k))]
 
     def __reduce__(self) -> tuple[type["HeartStore"], tuple[Path, StoreSpec]]:
         """Another process opens the files again instead of being sent their contents."""
@@ -173,7 +173,18 @@ def mapped(file: Path) -> npt.NDArray[Any]:
     try:
         return np.load(file, mmap_mode="r")
     except (ValueError, EOFError) as error:
-        raise UsageProblem(f"{file}: damaged ({error}); remove its folder and run again, it is made anew") from error
+        raise _damaged(file, error) from error
+
+
+def _ids(file: Path) -> list[str]:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> UsageProblem:
+    return UsageProblem(f"{file}: damaged ({error}); remove its folder and run again, it is made anew")
 
 
 def claim(folder: Path, spec: StoreSpec) -> None:

@@ -22,6 +22,18 @@ _TEXT: Final = frozenset({ITEM, RUN, "method", "subject", "law", "setting"})
 """Columns that stay text even where they look like numbers."""
 
 
+def check_place(file: Path | None) -> None:
+    """Before hours of work: what they write has a place.
+
+    Raises:
+        OutputError: it has none.
+    """
+    if file is None or (file.is_file() and os.access(file, os.W_OK)):
+        return
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{file}: {file.parent} is no folder that can be written in; choose another place")
+
+
 class RowFile:
     """A table in a CSV file (or in memory only), extended row by row.
 
@@ -34,8 +46,9 @@ class RowFile:
 
         Raises:
             UsageProblem: the file is not such a table.
-            OutputError: it cannot be read.
+            OutputError: it cannot be read, or there is no place for it.
         """
+        check_place(path)
         self._path = path
         self.rows: list[Row] = []
         self._fields: list[str] = []

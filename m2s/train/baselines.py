@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from m2s.baselines.registry import BASELINES, Size, training_of
-from m2s.train.stands_on import stand_on
 from m2s_runtime.atomic import write_bytes
 from m2s_runtime.errors import NoInputs, UsageProblem
 
@@ -46,6 +45,7 @@ def train_baseline(name: str, job: "Job", size: Size) -> "dict[str, Figures]":
     import torch
 
     from m2s.train.loop import fit
+    from m2s.train.stands_on import stand_on
 
     torch.set_num_threads(job.threads)
     if job.init is not None and not BASELINES[name].tunable:
@@ -147,9 +147,11 @@ def _shorter(recipe: "Recipe", job: "Job", size: Size) -> "Recipe":
 
 def _claim(folder: Path, size: Size, job: "Job", first: "Mapping[str, Initial]") -> None:
     """A folder goes on with the size and the first weights that it began with."""
+    from m2s.train.checkpoint import digest_of
+
     asked = {"size": size, "init": str(job.init.resolve()) if job.init else None}
     if first:
-        asked["weights"] = " ".join(one.digest for one in first.values())
+        asked["weights"] = " ".join(digest_of(one.weights) for one in first.values())
     marker = folder / "baseline.json"
     if not marker.is_file():
         folder.mkdir(parents=True, exist_ok=True)

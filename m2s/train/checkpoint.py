@@ -1,7 +1,9 @@
 """Checkpoints: safetensors written to a temporary name and renamed, so that a killed run always finds a whole one."""
 
+import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,8 +43,25 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], Metadata]:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
         raise UsageProblem(
-            f"{path}: damaged, or no checkpoint ({error}); put a copy in its place, or remove its folder and train anew"
+            f"{path}: damaged, or no checkpoint ({error}); put a whole one in its place, or train it anew"
         ) from error
+
+
+def metadata_of(path: Path) -> Metadata:
+    """Metadata alone; none of a file that is damaged, which its reader will tell."""
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError:
+        return {}
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """Sha256 (hex) of names and numbers: of a file it would change with the order in which metadata are written."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        total.update(name.encode() + weights[name].cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def save_state(path: Path, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:

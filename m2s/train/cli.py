@@ -185,7 +185,7 @@ def _guarded(work: Callable[[], None]) -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code if isinstance(error, Stop) else UsageProblem.exit_code)
     except PermissionError as error:
-        click.echo(f"error: {error.filename}: {error.strerror}; choose another RUN, or make it writable", err=True)
+        click.echo(f"error: {error.filename}: {error.strerror}; check its permissions, or choose another RUN", err=True)
         sys.exit(OutputError.exit_code)
     except (KeyboardInterrupt, SystemExit) as ending:
         code = INTERRUPTED if isinstance(ending, KeyboardInterrupt) else ending.code

@@ -112,9 +112,11 @@ def job_of(options: dict[str, object]) -> Job:
     if str(options["device"]).startswith("cuda") and not torch.cuda.is_available():
         raise EngineError(f"--device {options['device']}: this PyTorch sees no GPU; use --device cpu")
     try:
-        torch.device(str(options["device"]))
-    except RuntimeError as error:
-        raise UsageProblem(f"--device {options['device']}: give auto, cpu, cuda or cuda:N") from error
+        known = torch.device(str(options["device"])).type in ("cpu", "cuda")
+    except RuntimeError:
+        known = False
+    if not known:
+        raise UsageProblem(f"--device {options['device']}: give auto, cpu, cuda or cuda:N")
     return Job(**options)  # pyright: ignore[reportArgumentType]
 
 

@@ -145,8 +145,8 @@ def fit(stage: Stage, recipe: Recipe, folder: Path, *, device: str = "cpu", quie
         feed = stack.enter_context(_Feed(stage.source, recipe.batch, run.at.step))
         bar = stack.enter_context(_progress(quiet=quiet))
         task = bar.add_task(stage.name, total=recipe.steps, completed=run.at.step, figures="")
-        over = run.done()
-        if over and run.is_unjudged():
+        over, unjudged = run.done(), run.is_unjudged()
+        if over and unjudged:
             run.validate({})
         while not over:
             figures = run.step(feed.next())
@@ -158,9 +158,9 @@ def fit(stage: Stage, recipe: Recipe, folder: Path, *, device: str = "cpu", quie
 
 
 def finished(folder: Path, recipe: Recipe) -> bool:
-    """Whether a training in `folder` has come to the end of its recipe."""
+    """Whether a training in `folder` has come to the end of its recipe, and its best weights are there."""
     last = folder / "last.safetensors"
-    if not last.is_file():
+    if not last.is_file() or not (folder / "best.safetensors").is_file():
         return False
     at = Progression(**load_state(last)[1])
     return _share(recipe, at.step, at.seconds) >= 1.0

@@ -10,7 +10,6 @@ import click
 
 from m2s.nets.presets import PRESETS
 from m2s.train.job import Job
-from m2s.train.stands_on import stand_on
 from m2s_runtime.errors import UsageProblem
 from m2s_runtime.grid import GRID, NOMINAL_STEP
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from m2s.data.store import HeartStore, StoreSpec
     from m2s.nets.mcsr import McsrNet
     from m2s.nets.vqvae import VqVae
-    from m2s.train.loop import Recipe
     from m2s.train.recipes import StageName
 
 PAIRS_A_HEART: Final = 2
@@ -44,10 +42,10 @@ def train(stage: "StageName", job: Job) -> None:
 
 def _check_run(stage: "StageName", job: Job) -> None:
     """A run is of one preset, and a fine-tuned MCSR-Net is not trained on as if it were not."""
-    from m2s.train.checkpoint import load_weights
+    from m2s.train.checkpoint import metadata_of
 
     for best in sorted(job.run.glob("*/best.safetensors")):
-        told = load_weights(best)[1]
+        told = metadata_of(best)
         if (preset := told.get("preset", job.preset)) != job.preset:
             raise UsageProblem(f"{job.run} was begun with --preset {preset}: give that, or choose another RUN")
         if best.parent.name == stage == "mcsr" and "init" in told and job.init is None:
@@ -159,8 +157,11 @@ def _diffusion(job: Job) -> None:
     from m2s.train.pairs import PairSource, make_pairs, scale_factor, selection_maker, training_maker
     from m2s.train.published import PublishedDiffusionStage
     from m2s.train.recipes import recipe
+    from m2s.train.stands_on import stand_on
 
     preset = PRESETS[job.preset]
+    if not job.published:
+        _check_batch(job)
     nets = _trained(job)
     store, selection = job.store("training", distances=True), job.store("selection", distances=True)
     count = PAIRS_A_HEART * job.hearts
@@ -176,8 +177,6 @@ def _diffusion(job: Job) -> None:
     kind = PublishedDiffusionStage if job.published else DiffusionStage
     stage = kind(preset, source, scale, nets[1], judge, job.facts(store.spec), min(10, len(selection)))
     plan = recipe(job.preset, "diffusion", job.hearts if job.published else count, **job.changes)
-    if not job.published:
-        _check_batch(plan)
     _report(fit(stage, plan, job.run / "diffusion", device=job.device, quiet=job.quiet))
 
 
@@ -190,10 +189,12 @@ def _decoder(job: Job) -> None:
     from m2s.train.loop import fit
     from m2s.train.pairs import make_pairs, selection_maker, training_maker
     from m2s.train.recipes import recipe
+    from m2s.train.stands_on import stand_on
 
     preset = PRESETS[job.preset]
     if preset.denoiser.target != "residual":
         raise UsageProblem(f"preset {preset.name} decodes as published: m2s-train decoder is for compact and tiny")
+    _check_batch(job)
     nets = _trained(job)
     denoiser = Denoiser(preset.denoiser, preset.vqvae.dim)
     weights, told = load_weights(job.run / "diffusion" / "best.safetensors")
@@ -207,14 +208,13 @@ def _decoder(job: Job) -> None:
     source = SurfaceSource(pairs, maker, job.seed, scale)
     stage = DecoderStage(nets[1], denoiser, scale, source, judge, job.facts(store.spec), min(20, len(selection)))
     plan = recipe(job.preset, "decoder", source.count, **job.changes)
-    _check_batch(plan)
     _report(fit(stage, plan, job.run / "decoder", device=job.device, quiet=job.quiet))
 
 
-def _check_batch(plan: "Recipe") -> None:
+def _check_batch(job: Job) -> None:
     """Part of every batch is trained on one kind of latents, the rest on another."""
-    if plan.batch < 2:
-        raise UsageProblem(f"--batch {plan.batch}: two at least, for a batch holds two kinds of latents")
+    if job.batch is not None and job.batch < 2:
+        raise UsageProblem(f"--batch {job.batch}: two at least, for a batch holds two kinds of latents")
 
 
 def _fine_tune(job: Job, init: Path, data: Path) -> None:

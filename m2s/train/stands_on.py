@@ -1,9 +1,9 @@
 """A training that was taught by another one's weights goes on with those alone."""
 
-import hashlib
 import json
 from pathlib import Path
 
+from m2s.train.checkpoint import digest_of, load_weights
 from m2s_runtime.atomic import write_bytes
 from m2s_runtime.errors import UsageProblem
 
@@ -19,9 +19,10 @@ def stand_on(folder: Path, earlier: tuple[str, ...], stage: str) -> None:
     Raises:
         UsageProblem: they were trained further since.
     """
-    marker = folder / stage / "stands_on.json"
-    used = {name: hashlib.sha256((folder / name / "best.safetensors").read_bytes()).hexdigest() for name in earlier}
-    if marker.is_file() and json.loads(marker.read_text()) != used:
+    marker = folder / stage / "taught_by.json"
+    used = {name: digest_of(load_weights(folder / name / "best.safetensors")[0]) for name in earlier}
+    begun = (folder / stage / "last.safetensors").is_file()
+    if begun and marker.is_file() and json.loads(marker.read_text()) != used:
         raise UsageProblem(
             f"{folder / stage} stands on weights of {' and '.join(earlier)} that were trained further since:"
             f" remove {folder / stage} and run again"

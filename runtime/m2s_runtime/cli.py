@@ -23,7 +23,6 @@ from m2s_runtime.errors import (
     UsageProblem,
     exit_codes,
 )
-from m2s_runtime.finite import Finite
 from m2s_runtime.limits import Limits
 from m2s_runtime.machine import one_blas_thread
 from m2s_runtime.options import ENGINES, FORMATS, MOST_SAMPLES, PRECISIONS, QUALITIES, SAVES, SPACES, Options, Setup
@@ -181,7 +180,7 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:  
 )
 @click.option(
     "--timeout",
-    type=Finite(0),
+    type=click.FloatRange(0),
     default=3600.0,
     show_default=True,
     metavar="SECONDS",

@@ -17,6 +17,7 @@ class Reporter:
 
     Attributes:
         counts: cases per state.
+        unusable: inputs that lead to no case.
         decisions: cases per text of what was taken for the wall.
         flags: cases per flag; `flagged` is the number of cases that have any.
         seconds: time per stage, summed over the cases done.
@@ -25,6 +26,7 @@ class Reporter:
     def __init__(self, sources: int, verbosity: int) -> None:
         """Report on a number of sources; `verbosity` -1 shows failures only, 1 adds stage times and traces."""
         self.counts: Counter[str] = Counter()
+        self.unusable = 0
         self.decisions: Counter[str] = Counter()
         self.flags: Counter[str] = Counter()
         self.flagged = 0
@@ -87,7 +89,8 @@ class Reporter:
         if self.flagged:
             flags = ", ".join(f"{flag} {count}" for flag, count in self.flags.most_common())
             self.note(f"{self.flagged} case(s) flagged: {flags}")
-        done = ", ".join(f"{count} {state}" for state, count in sorted(self.counts.items()))
+        counts = self.counts + Counter(failed=self.unusable)
+        done = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
         self.note(f"{ending}{done or 'nothing done'}{where}")
 
     def advance(self) -> None:

@@ -74,7 +74,7 @@ def given(mask: Mask, affine: npt.ArrayLike | None, key: str | None, limits: Lim
         return _from_array(np.asanyarray(image.dataobj), placed, key, warnings)
     if affine is None:
         raise UsageProblem("an array says nothing of where it lies: give affine=, voxel index to world mm (RAS)")
-    if np.ma.isMaskedArray(mask):
+    if np.ma.is_masked(mask):
         raise BadLabels("the mask is a masked array: give mask.filled(0)")
     try:
         values = np.asanyarray(mask)
@@ -140,13 +140,13 @@ def _affine_of(image: Any) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:  
 def _checked(affine: npt.ArrayLike) -> npt.NDArray[np.float64]:
     try:
         matrix = np.array(affine)
-        if matrix.dtype.kind not in "iuf":
+        if matrix.dtype.kind in "cSU":  # an imaginary part would be dropped, text taken for numbers
             raise ValueError(f"{matrix.dtype}")
         matrix = matrix.astype(np.float64)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise BadAffine(f"affine holds no real numbers ({error}): give (4, 4) with last row 0, 0, 0, 1") from error
     if not np.isfinite(matrix).all():
-        raise BadAffine("affine holds NaN or infinity")
+        raise BadAffine("affine holds NaN or infinity: give voxel index to world mm")
     if matrix.shape != (4, 4) or not np.array_equal(matrix[3], (0, 0, 0, 1)):
         raise BadAffine(f"affine of shape {matrix.shape}: give (4, 4) with last row 0, 0, 0, 1")
     check_affine(matrix, "affine")

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, SupportsIndex
+from typing import TYPE_CHECKING, Self, SupportsIndex, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -287,5 +287,9 @@ def _check_counts(**given: object) -> None:
         low, high = ranges[name]
         if value is None and name == "steps":
             continue
-        if not isinstance(value, SupportsIndex) or index(value) < low or (high is not None and index(value) > high):
+        try:
+            whole = index(cast("SupportsIndex", value))
+        except TypeError:
+            whole = low - 1
+        if whole < low or (high is not None and whole > high):
             raise UsageProblem(f"{name}={value}: give a whole number from {low}" + (f" to {high}" if high else ""))

@@ -98,7 +98,6 @@ class Session:
         """
         for problem in self._found.problems:
             self._reporter.say(f"{problem.name}: {problem.message}")
-            self._reporter.counts["failed"] += 1
         sources = self._failed_before() if self._setup.retry_failed else self._sources
         with self._reporter:
             for outcome in self._pool.outcomes(self._unfinished(sources)):
@@ -106,7 +105,8 @@ class Session:
                     self._reporter.advance()
                 else:
                     self._take(outcome)
-        return bool(self._reporter.counts["failed"])
+        self._reporter.unusable = len(self._found.problems)
+        return bool(self._reporter.counts["failed"] or self._found.problems)
 
     def finish(self, exit_code: int) -> None:
         """Stop what is under way, sum up, and write `cases.csv`, `run.json` and, last, `report.html`.

@@ -85,6 +85,11 @@ def test_the_decoder_goes_on_with_the_denoiser_that_taught_it_alone(tiny_run: Pa
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     train("decoder", run, "--steps", "2")
+    train(
+        "vqvae", run, "--steps", "6", "--batch", "1"
+    )  # done already: its file is written anew, its weights are the same
+    train("diffusion", run, "--steps", "6")
+    train("decoder", run, "--steps", "3")
     weights, told = load_weights(run / "diffusion" / "best.safetensors")
     save_weights(
         run / "diffusion" / "best.safetensors", {name: 1.01 * tensor for name, tensor in weights.items()}, told
@@ -118,9 +123,17 @@ def test_a_best_that_is_gone_is_made_anew(tiny_run: Path, tmp_path: Path) -> Non
     best.unlink()
     train("vqvae", run, "--steps", "6", "--batch", "1")
     assert all(tensor.equal(told[name]) for name, tensor in load_weights(best)[0].items())
+    best.unlink()
+    train("vqvae", run, "--steps", "7", "--batch", "1", "--rate", "1e-12")  # no better than what is gone
+    assert best.is_file()
+    (run / "motion" / "best.safetensors").unlink()
+    train("mcsr", run, "--steps", "6", "--batch", "1")
+    assert (run / "motion" / "best.safetensors").is_file()
 
 
-@pytest.mark.parametrize("wrong", [("--device", "banana"), ("--rate", "nan"), ("--minutes", "0"), ("--minutes", "inf")])
+@pytest.mark.parametrize(
+    "wrong", [("--device", "banana"), ("--device", "meta"), ("--rate", "nan"), ("--minutes", "0"), ("--minutes", "inf")]
+)
 def test_options_that_mean_nothing(wrong: tuple[str, str], tmp_path: Path) -> None:
     assert wrong[0] in refused("vqvae", tmp_path, *wrong)
     assert not list(tmp_path.iterdir())
