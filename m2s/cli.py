@@ -10,8 +10,8 @@ import click
 from m2s.evaluate.figure_cli import figure
 from m2s.evaluate.options import FOLDER, Options, check_law, collect, setup_of, shared
 from m2s.evaluate.tables_cli import table1, table2, table3
+from m2s.finite import Finite
 from m2s_runtime.errors import INTERRUPTED, CaseError, M2SError, Stop, UsageProblem, exit_codes
-from m2s_runtime.finite import Finite
 
 if TYPE_CHECKING:
     from m2s.evaluate.hearts import Cohort, CohortName

@@ -11,10 +11,10 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
+from m2s.finite import Finite
 from m2s_runtime.bundle import MANIFEST, Bundle, load_bundle
 from m2s_runtime.errors import BUG, INTERRUPTED, BundleError, EngineError, Stop, UsageProblem, exit_codes
 from m2s_runtime.expected_dice import DiceModel
-from m2s_runtime.finite import Finite
 from m2s_runtime.shift_error import Deviations
 from m2s_runtime.text import clean
 

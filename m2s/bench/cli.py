@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
+from m2s.finite import Finite
 from m2s_runtime.errors import BUG, INTERRUPTED, OK, SOME_FAILED, OutputError, Stop, UsageProblem, exit_codes
-from m2s_runtime.finite import Finite
 from m2s_runtime.machine import one_blas_thread
 from m2s_runtime.text import clean
 

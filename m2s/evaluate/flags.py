@@ -33,8 +33,8 @@ GOOD: Final = 0.90
 _RADIUS: Final = 3
 """mm about the translation that brings both centroids together."""
 
-NOTES: Final = frozenset({"specks_removed", "apex_closed", "tunnels_filled"})
-"""What is told of a stack or of what was done to its surface, and warns of no low Dice: not counted here."""
+NOTES: Final = frozenset({"specks_removed"})
+"""What is told of a stack and warns of nothing: not counted here, no more than what was done to its surface."""
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from m2s.baselines.registry import BASELINES
+from m2s.finite import Finite
 from m2s.nets.presets import PRESETS
 from m2s.train.job import job_of
 from m2s.train.prepare import prepare
 from m2s.train.simulated_pairs import write_simulated_pairs
 from m2s_runtime.errors import INTERRUPTED, SOME_FAILED, CaseError, OutputError, Stop, UsageProblem, exit_codes
-from m2s_runtime.finite import Finite
 from m2s_runtime.terminable import terminable
 
 if TYPE_CHECKING:

@@ -98,6 +98,7 @@ class Session:
         """
         for problem in self._found.problems:
             self._reporter.say(f"{problem.name}: {problem.message}")
+            self._reporter.unusable += 1
         sources = self._failed_before() if self._setup.retry_failed else self._sources
         with self._reporter:
             for outcome in self._pool.outcomes(self._unfinished(sources)):
@@ -105,7 +106,6 @@ class Session:
                     self._reporter.advance()
                 else:
                     self._take(outcome)
-        self._reporter.unusable = len(self._found.problems)
         return bool(self._reporter.counts["failed"] or self._found.problems)
 
     def finish(self, exit_code: int) -> None:
