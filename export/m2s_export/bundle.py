@@ -3,13 +3,10 @@
 import contextlib
 import hashlib
 import logging
-import os
-import platform
 import re
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -35,6 +32,7 @@ from m2s_runtime.bundle import MANIFEST, Bundle, load_bundle
 from m2s_runtime.engines import Engine, open_engine
 from m2s_runtime.errors import OutputError
 from m2s_runtime.expected_dice import DiceModel
+from m2s_runtime.maker import MADE_BY, abandoned, maker
 from m2s_runtime.manifest import GRAPHS, SCHEMA, FileEntry, Flavour, Manifest, Parity, Schedule, Training, signatures
 from m2s_runtime.shift_error import NO_ERROR, Deviations
 from m2s_runtime.strict_json import dumps
@@ -42,9 +40,7 @@ from m2s_runtime.versions import version
 
 _LOG: Final = logging.getLogger(__name__)
 CARD: Final = "MODEL_CARD.md"
-_HOST: Final = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-_WORKSHOP: Final = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-[^.]*\.new")
-_STALE_SECONDS: Final = 86400.0
+_WORKSHOP: Final = re.compile(rf"\..*\.{MADE_BY}-[^.]*\.new")
 SURFACE_CASES: Final = 2
 _NOT_YET: Final = Parity("", "", {}, None, 0)
 
@@ -267,7 +263,7 @@ def _workshop(out: Path, *, overwrite: bool) -> Generator[Path]:
         _sweep(out)
         refuse_existing(out, overwrite=overwrite)
         out.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{out.name}.{_HOST}-{os.getpid()}-"
+        prefix = f".{out.name}.{maker()}-"
         folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".new", dir=out.parent))
     except OSError as error:
         if isinstance(error, OutputError):
@@ -305,17 +301,5 @@ def _sweep(out: Path) -> None:
 
 
 def _abandoned(folder: Path) -> bool:
-    """Whether the run that worked there is gone; where its process cannot be asked for, a day is long enough."""
     made = _WORKSHOP.fullmatch(folder.name)
-    if made and made[1] == _HOST and os.name != "nt":
-        try:
-            os.kill(int(made[2]), 0)
-        except ProcessLookupError:
-            return True
-        except (PermissionError, OverflowError):
-            pass
-        return False
-    try:
-        return time.time() - folder.stat().st_mtime > _STALE_SECONDS
-    except FileNotFoundError:
-        return False
+    return made is not None and abandoned(folder, made[1], int(made[2]))

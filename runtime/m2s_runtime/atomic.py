@@ -5,7 +5,6 @@ import errno
 import hashlib
 import itertools
 import os
-import platform
 import re
 import time
 from collections.abc import Generator, Iterable
@@ -15,11 +14,10 @@ from pathlib import Path
 from typing import Final, Self
 
 from m2s_runtime.errors import OutputError
+from m2s_runtime.maker import MADE_BY, abandoned, maker
 
-_HOST: Final = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _COUNT: Final = itertools.count()
-_LEFTOVER: Final = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-\d+\.tmp")
-_STALE_SECONDS: Final = 86400.0
+_LEFTOVER: Final = re.compile(rf"\..*\.{MADE_BY}-\d+\.tmp")
 _RENAME_TRIES: Final = 6
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -66,7 +64,7 @@ class Staging:
         Raises:
             OutputError: the folder is missing, full or not writable.
         """
-        temporary = self._folder / f".{name[:100]}.{_HOST}-{os.getpid()}-{next(_COUNT)}.tmp"
+        temporary = self._folder / f".{name[:100]}.{maker()}-{next(_COUNT)}.tmp"
         total = hashlib.sha256()
         with _told(self._folder / name):
             with temporary.open("xb") as file:
@@ -122,7 +120,8 @@ def sweep(folder: Path) -> int:
     found = 0
     for path in folder.glob(".*.tmp"):
         match = _LEFTOVER.fullmatch(path.name)
-        if match and _abandoned(path, match[1], int(match[2])):
+        # Under this process's own number lies what an earlier one left: containers give the same numbers again.
+        if match and (f"{match[1]}-{match[2]}" == maker() or abandoned(path, match[1], int(match[2]))):
             path.unlink(missing_ok=True)
             found += 1
     return found
@@ -162,22 +161,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _abandoned(path: Path, host: str, pid: int) -> bool:
-    if host == _HOST and os.name != "nt":
-        return pid == os.getpid() or not _alive(pid)
-    try:
-        return time.time() - path.stat().st_mtime > _STALE_SECONDS
-    except FileNotFoundError:
-        return False
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

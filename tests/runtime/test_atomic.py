@@ -11,6 +11,7 @@ import pytest
 
 from m2s_runtime import atomic
 from m2s_runtime.errors import OutputError
+from m2s_runtime.maker import maker
 
 
 def test_writes_and_returns_the_hash(tmp_path):
@@ -83,6 +84,17 @@ def test_sweep_takes_leftovers_of_the_dead_and_leaves_the_living(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([parent.name, foreign.name, ".notes.tmp"])
     os.utime(foreign, (time.time() - 2 * 86400,) * 2)
     assert atomic.sweep(tmp_path) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells that a process has ended")
+def test_a_process_that_ended_but_was_never_cleared_is_gone(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        leftover = tmp_path / f".a.ply.{maker().partition('-')[0]}-{child.pid}-0.tmp"
+        leftover.write_bytes(b"half")
+        assert atomic.sweep(tmp_path) == 0
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert atomic.sweep(tmp_path) == 1
 
 
 def test_staged_files_appear_together_or_not_at_all(tmp_path):
