@@ -133,6 +133,8 @@ def _show_coarse(
     from m2s.evaluate.scores import check_usable, markdown
     from m2s.evaluate.work import spaced
 
+    if options["base_limit"] is not None:
+        raise UsageProblem("this evaluation compares networks, not where a wall ends: leave --base-limit away")
     check_law(options["law"])
     _only_ours(options)
     hearts, draws = Cohort(options["atlas"], "validation"), range(options["draws"])

@@ -35,6 +35,7 @@ class ModelOptions:
     seed: int = 0
     samples: int = 1
     refine: int = 0
+    base_limit: float | None = None
 
 
 @dataclass
@@ -255,6 +256,7 @@ def open_shared(options: ModelOptions, *, whole: bool = True) -> tuple[Rememberi
         threads=options.threads,
         samples=options.samples,
         refine=options.refine,
+        base_limit=options.base_limit,
     )
     schedule = manifest.schedule
     # One step from no noise, which a bundle may prescribe for one sample, answers to the condition and samples nothing.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, TypedDict
 import click
 
 from m2s.evaluate.names import METHODS, is_plugin
+from m2s.finite import Finite
 from m2s_runtime.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Choice(TypedDict):
     steps: int | None
     samples: int
     refine: int
+    base_limit: float | None
     seed: int
 
 
@@ -92,6 +94,7 @@ def choosing(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads."),
         click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Posterior samples."),
         click.option("--refine", type=click.IntRange(0), default=0, show_default=True, help="Re-registration passes."),
+        click.option("--base-limit", type=Finite(0), metavar="MM", help="As of m2s-run; of the method ours."),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of motion and sampling."),
     ]
     for option in reversed(options):
@@ -125,6 +128,7 @@ def setup_of(options: Choice) -> "Setup":
         seed=options["seed"],
         samples=options["samples"],
         refine=options["refine"],
+        base_limit=options["base_limit"],
     )
     names = dict.fromkeys((*(options["names"] or ("ours",)), *(label for label, _ in options["also"])))
     return Setup(tuple(names), model, options["baselines"], options["also"])

@@ -141,6 +141,13 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:  
     help="Times to re-register the slices to the surface and run again.",
 )
 @click.option(
+    "--base-limit",
+    type=float,
+    metavar="MM",
+    help="End the wall at most so far beyond its most basal slice, for stacks that begin at the base.  [default: "
+    "where the networks end it]",
+)
+@click.option(
     "--format", "formats", type=NameList(FORMATS), default="ply", show_default=True, metavar=",".join(FORMATS)
 )
 @click.option(

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, SupportsIndex, cast
+from typing import TYPE_CHECKING, Self, SupportsFloat, SupportsIndex, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -137,7 +137,7 @@ class Reconstructor:
         self, model: str | os.PathLike[str] | None = None, *, engine: str = "auto", device: str = "auto",
         precision: str = "auto", engine_dir: str | os.PathLike[str] | None = None, threads: int = 0,
         labels: str = "auto", steps: int | None = None, quality: str | None = None, exact: bool = False, seed: int = 0,
-        samples: int = 1, refine: int = 0,
+        samples: int = 1, refine: int = 0, base_limit: float | None = None,
         limits: Limits = Limits(),  # noqa: B008 - frozen
     ) -> None:  # fmt: skip
         """Load a bundle and bind an engine.
@@ -156,6 +156,7 @@ class Reconstructor:
             seed: of the noise.
             samples: posterior samples whose mean is the surface.
             refine: how often at most the slices are re-registered to the reconstruction.
+            base_limit: mm that the wall may reach beyond its most basal slice; None leaves that to the networks.
             limits: how large a file may be.
 
         Raises:
@@ -168,7 +169,14 @@ class Reconstructor:
         if quality not in (None, *QUALITIES):
             raise UsageProblem(f"quality={quality!r}: choose {' or '.join(QUALITIES)}")
         options = Options(
-            labels=labels, steps=steps, quality=quality, exact=exact, seed=seed, samples=samples, refine=refine
+            labels=labels,
+            steps=steps,
+            quality=quality,
+            exact=exact,
+            seed=seed,
+            samples=samples,
+            refine=refine,
+            base_limit=None if base_limit is None else _millimetres(base_limit),
         )
         spec = TaskSpec(
             Path(), options, (), None if model is None else os.fspath(model), engine, device, threads or 1,
@@ -272,6 +280,13 @@ class Reconstructor:
         if self._pipeline is None:
             raise UsageProblem("this Reconstructor is closed: make another, or use it inside its with block")
         return self._pipeline
+
+
+def _millimetres(limit: object) -> float:
+    try:
+        return float(cast("SupportsFloat", limit))
+    except (TypeError, ValueError) as error:
+        raise UsageProblem(f"base_limit={limit!r}: give a number of mm, or None for no limit") from error
 
 
 def _check_counts(**given: object) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -53,6 +54,7 @@ class Options:
         overwrite: redo cases that are complete.
         samples: posterior samples whose mean is the surface.
         refine: how often at most the slices are re-registered to the reconstruction.
+        base_limit: mm that the wall may reach beyond its most basal slice; None leaves that to the networks.
         limits: how large an input may be.
         share_shifts: whether all frames of a cine are given the same slice shifts.
         anonymise: whether inputs are named by a digest, see `m2s_runtime.anonymise`.
@@ -75,12 +77,13 @@ class Options:
     report: bool = True
     quality: str | None = None
     exact: bool = False
+    base_limit: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself.
 
         Raises:
-            UsageProblem: `quality` beside `steps`, or a fast one of several samples.
+            UsageProblem: `quality` beside `steps`, a fast one of several samples, or a `base_limit` below 0.
         """
         if self.quality and self.steps:
             raise UsageProblem("--quality and --steps contradict each other: both say how many steps to take")
@@ -88,6 +91,8 @@ class Options:
             raise UsageProblem(
                 "--quality fast gives the mean of the posterior, of which --samples would be copies: leave one away"
             )
+        if self.base_limit is not None and not 0 <= self.base_limit < math.inf:
+            raise UsageProblem(f"--base-limit {self.base_limit:g}: give mm from 0 on, or leave it away for no limit")
 
     def fingerprint(self, **bound: str | float) -> str:
         """Sha256 of everything here that can change a case's files, plus `bound`.
@@ -107,6 +112,7 @@ class Options:
             "seed": self.seed,
             "samples": self.samples,
             "refine": self.refine,
+            "base_limit": self.base_limit,
             "share_shifts": self.share_shifts,
             "anonymise": self.anonymise,
             **bound,

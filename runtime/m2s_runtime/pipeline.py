@@ -35,10 +35,11 @@ class Pipeline:
     def __init__(
         self, bundle: Bundle, engine: Engine, *, steps: int | None = None, seed: int = 0, threads: int = 1,
         samples: int = 1, refine: int = 0, quality: str | None = None, exact: bool = False,
+        base_limit: float | None = None,
     ) -> None:  # fmt: skip
         """Draw `samples` posterior samples; re-register the slices up to `refine` times.
 
-        `exact` as in `csdg.coarse_sdg`.
+        `exact` as in `csdg.coarse_sdg`; with `base_limit` the wall ends at most so many mm beyond its most basal slice.
 
         Raises:
             UsageProblem: see `sampling.chosen_sampling`, which makes something of `steps` and `quality`.
@@ -53,6 +54,7 @@ class Pipeline:
             threads=max(threads, 1),
             samples=self.samples,
             exact=exact,
+            base_limit=base_limit,
         )
 
     def estimate(self, canonical: Canonical, noise_key: str) -> Floats:

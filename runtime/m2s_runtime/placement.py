@@ -43,6 +43,7 @@ class Placement:
         flipped: whether the source ran from apex to base.
         every: k when every k-th acquired slice was taken.
         slice_axis: axis of the source array along which its slices are stacked.
+        left_out_mm: how far the most basal acquired slice with wall lies beyond the first that was taken.
     """
 
     affine: Affine
@@ -51,6 +52,7 @@ class Placement:
     flipped: bool
     every: int
     slice_axis: int
+    left_out_mm: float = 0.0
 
     def world(self, common_shift: npt.ArrayLike = (0.0, 0.0)) -> Affine:
         """Grid voxel index to world mm, (4, 4), for a surface that lies `common_shift` mm (x, y) off in the grid."""
@@ -88,6 +90,8 @@ class _Chosen:
     start: int
     every: int
     step_mm: float
+    left_out: int
+    """Slices with wall, or between such, basal of the first that is used."""
 
 
 def canonicalise(wall: BoolArray, affine: Affine, right: BoolArray | None = None) -> Canonical:
@@ -128,6 +132,7 @@ def canonicalise(wall: BoolArray, affine: Affine, right: BoolArray | None = None
         flipped=taper < -CLEAR_TAPER,
         every=chosen.every,
         slice_axis=axis,
+        left_out_mm=chosen.left_out * float(spacing[2]),
     )
     masks = _without_gaps(masks, held)
     pool = pool_features(masks)
@@ -249,7 +254,8 @@ def _choose(stack: BoolArray, step: float, *, flipped: bool) -> _Chosen:
     span = np.arange(held[0], held[-1] + 1)[:: -1 if flipped else 1]
     every = -(-len(span) // SLICES)
     # What k does not divide is left out evenly at both ends: for k = 5 this is the centre slice of each block of five.
-    source = span[(len(span) - 1) % every // 2 :: every]
+    left_out = (len(span) - 1) % every // 2
+    source = span[left_out::every]
     start = (SLICES - len(source)) // 2
     reach = 2 * max((SLICES - 1) / 2 - start, start + len(source) - 1 - (SLICES - 1) / 2) * every * step
     if reach > MAX_WALL_MM + 1e-6:
@@ -257,7 +263,7 @@ def _choose(stack: BoolArray, step: float, *, flipped: bool) -> _Chosen:
             f"the wall needs {reach:.0f} mm along the stack ({len(span)} slices, {step:g} mm apart) and the grid holds"
             f" {MAX_WALL_MM:.0f}: check the slice spacing in the header, or crop slices beyond base and apex"
         )
-    return _Chosen(source, start, every, every * step)
+    return _Chosen(source, start, every, every * step, left_out)
 
 
 def _too_few(count: int) -> str:

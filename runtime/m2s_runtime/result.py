@@ -55,7 +55,7 @@ class Pass:
         probability: (128, 128, 64) float32 of wall, on the grid.
         sdgs: (N, 128, 128, 64) float32 mm, the samples.
         sdg: (128, 128, 64) float32 mm, their mean, closed at the apex.
-        cut: (128, 128, 12) float32 mm, sections of the mean in the planes of the slices, before it is closed.
+        cut: (128, 128, 12) float32 mm, sections of the mean in the planes of the slices, before its ends are closed.
         agreement: as in `Reconstruction`.
         capped: whether `apex.close_apex` had anything to close.
     """

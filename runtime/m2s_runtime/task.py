@@ -176,7 +176,7 @@ def open_reconstructor(spec: TaskSpec) -> tuple["Bundle", "Engine", "Reconstruct
     reconstructor = Pipeline(
         bundle, bound, steps=options.steps, seed=options.seed, threads=bound.threads if rows == 1 else 1,
         samples=options.samples, refine=options.refine, quality=options.quality,
-        exact=options.exact,
+        exact=options.exact, base_limit=options.base_limit,
     )  # fmt: skip
     return bundle, bound, reconstructor
 

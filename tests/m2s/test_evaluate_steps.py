@@ -116,9 +116,18 @@ def test_a_stack_gives_a_row_a_csdg(monkeypatch, tmp_path, methods):
 
 
 @pytest.mark.parametrize(
-    "option", [["--steps", "3"], ["--samples", "2"], ["--refine", "1"], ["--method", "nni"], ["--also", "a=b"]]
+    ("command", "option"),
+    [
+        ("steps", ["--steps", "3"]),
+        ("steps", ["--samples", "2"]),
+        ("steps", ["--refine", "1"]),
+        ("steps", ["--method", "nni"]),
+        ("steps", ["--also", "a=b"]),
+        ("steps", ["--base-limit", "0"]),
+        ("csdg", ["--base-limit", "0"]),
+    ],
 )
-def test_options_that_mean_nothing_here_are_refused(option, tmp_path):
-    done = CliRunner().invoke(evaluate, ["steps", "--atlas", str(tmp_path), *option])
+def test_options_that_mean_nothing_here_are_refused(command, option, tmp_path):
+    done = CliRunner().invoke(evaluate, [command, "--atlas", str(tmp_path), *option])
     assert done.exit_code == 2
     assert "leave" in done.output

@@ -359,7 +359,7 @@ def test_what_is_in_the_surface_beside_the_diffusion_is_said(tmp_path):
 
 def test_what_is_not_trained_is_left_out_and_said(monkeypatch, tmp_path, capsys):
     asked = {"names": (), "baselines": tmp_path, "also": (), "slow": (), "model": None, "engine": "auto"}
-    asked |= {"device": "auto", "threads": 1, "steps": None, "seed": 0, "samples": 1, "refine": 0}
+    asked |= {"device": "auto", "threads": 1, "steps": None, "seed": 0, "samples": 1, "refine": 0, "base_limit": None}
     _trained(tmp_path, "mcsr-ms")
     setup = tables_cli._setup(1, dict(asked))
     assert setup.names == ("nni", "shape-based", "shape-based-line", "mcsr-ms", "ours")

@@ -78,6 +78,8 @@ def test_no_inputs_is_3(run, tmp_path, name):
         (["--samples", "0"], "--samples"),
         (["--samples", "1000"], "--samples"),
         (["--refine", "-1"], "--refine"),
+        (["--base-limit", "-1"], "--base-limit"),
+        (["--base-limit", "nan"], "--base-limit"),
         (["--labels", "guess"], "--labels guess"),
         (["--labels", "myo=two"], "--labels myo=two"),
         (["--frames", "first"], "--frames"),

@@ -84,7 +84,8 @@ def _alter(out):
             document["measurements"]["segments_mm"] = ["thick"] * 17
         data = gzip.compress(json.dumps(document).encode())
         data = {"torn": b"\x1f\x8bno gzip", "swollen": gzip.compress(bytes(2**26))}.get(case, data)
-        journal.finish(replace(record.row, length_mm=None), {picture.name: data}, record.stamp["input"])
+        row = replace(record.row, length_mm=None, expected_dice=0.873, spread_mean_mm=0.61, spread_p95_mm=1.234)
+        journal.finish(row, {picture.name: data}, record.stamp["input"])
     write_report(out)
 
 
@@ -278,6 +279,16 @@ def test_the_table_sorts_and_filters(page):
     page.locator("#find").fill("")
     page.get_by_label("State", exact=True).select_option("failed")
     assert names(page) == ["cut"]
+
+
+@pytest.mark.parametrize("width", [1150, 1440])
+def test_the_table_has_room_for_all_of_its_columns(page, width):
+    before = page.viewport_size
+    page.set_viewport_size({"width": width, "height": 900})
+    assert len(page.locator(".cases thead th").all()) == 8
+    wide, shown = page.locator("#list .scroll").evaluate("(box) => [box.scrollWidth, box.clientWidth]")
+    page.set_viewport_size(before)
+    assert wide <= shown
 
 
 def test_it_can_be_worked_by_keys_alone(page):

@@ -87,14 +87,14 @@ def test_labels_may_be_in_capitals(run, folder, tmp_path):
     assert run(folder, "-o", tmp_path / "other", "--labels", "Myo=2")[0] == 0
 
 
-@pytest.mark.parametrize("option", ["--samples", "--refine"])
-def test_other_samples_or_refinement_do_the_cases_anew(run, folder, tmp_path, option):
+@pytest.mark.parametrize("option", ["--samples", "--refine", "--base-limit"])
+def test_other_samples_refinement_or_base_do_the_cases_anew(run, folder, tmp_path, option):
     run(folder, "-o", tmp_path / "out")
     again = run(folder, "-o", tmp_path / "out", option, "2")[2]
     assert "complete since" not in again
     assert again.count("done before, but by another engine") == 1
     assert run(folder, "-o", tmp_path / "out", option, "2")[2].count("complete since") == 3
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["options"][option.strip("-")] == 2
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["options"][option.strip("-").replace("-", "_")] == 2
 
 
 def test_a_finished_cine_is_not_read_again_and_what_is_missing_of_it_is_noticed(run, tmp_path, monkeypatch):

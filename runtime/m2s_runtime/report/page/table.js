@@ -2,7 +2,7 @@
 const WORDS = ["case", "state"]; // the other columns hold numbers
 const COLUMNS = [
   ["case", "Case"], ["state", "State"], ["agreement_mean", "Dice"], ["expected_dice", "Exp. Dice"], ["mean_shift_mm", "Shift, mm"], ["spread_p95_mm", "Spread, mm"],
-  ["volume_ml", "Wall, ml"], ["cavity_ml", "Cavity, ml"], ["seconds", "Time, s"],
+  ["volume_ml", "Wall, ml"], ["cavity_ml", "Cavity, ml"],
 ].filter(([name]) => WORDS.includes(name) || report.cases.some((item) => item[name] !== undefined));
 const wanted = { words: "", state: "", flag: "", column: null, down: false };
 const STRETCH = 300;
