@@ -133,8 +133,6 @@ def _show_coarse(
     from m2s.evaluate.scores import check_usable, markdown
     from m2s.evaluate.work import spaced
 
-    if options["base_limit"] is not None:
-        raise UsageProblem("this evaluation compares networks, not where a wall ends: leave --base-limit away")
     check_law(options["law"])
     _only_ours(options)
     hearts, draws = Cohort(options["atlas"], "validation"), range(options["draws"])
@@ -262,6 +260,8 @@ for _command in (table1, table2, table3, figure):
 def _only_ours(options: Options) -> None:
     if set(options["names"]) - {"ours"} or options["also"]:
         raise UsageProblem("this evaluation is of the whole method of one bundle: leave --method and --also away")
+    if options["base_limit"] is not None:
+        raise UsageProblem("this evaluation is of walls as the networks end them: leave --base-limit away")
 
 
 def _report(

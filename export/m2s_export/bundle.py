@@ -41,6 +41,8 @@ from m2s_runtime.versions import version
 _LOG: Final = logging.getLogger(__name__)
 CARD: Final = "MODEL_CARD.md"
 _WORKSHOP: Final = re.compile(rf"\..*\.{MADE_BY}-[^.]*\.new")
+_NOBODY: Final = ("", 0)
+"""Made a folder that tells no maker."""
 SURFACE_CASES: Final = 2
 _NOT_YET: Final = Parity("", "", {}, None, 0)
 
@@ -302,4 +304,4 @@ def _sweep(out: Path) -> None:
 
 def _abandoned(folder: Path) -> bool:
     made = _WORKSHOP.fullmatch(folder.name)
-    return made is not None and abandoned(folder, made[1], int(made[2]))
+    return abandoned(folder, *((made[1], int(made[2])) if made else _NOBODY))

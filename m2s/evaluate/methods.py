@@ -62,8 +62,10 @@ def spacing_of(step_mm: float) -> Spacing:
 
 def canonical_of(mask: BoolArray, spacing: Spacing) -> Canonical:
     """Slices (128, 128, 12) as if they had been read from a file that lies in the grid's own frame."""
-    slices = tuple(s if held else -1 for s, held in enumerate(wall_slices(mask)))
-    placement = Placement(GRID_TO_MM, spacing[2], slices, flipped=False, every=1, slice_axis=2)
+    held = wall_slices(mask)
+    slices = tuple(s if is_held else -1 for s, is_held in enumerate(held))
+    base_mm = ((SLICES - 1) / 2 - int(held.argmax())) * spacing[2]
+    placement = Placement(GRID_TO_MM, spacing[2], slices, flipped=False, every=1, slice_axis=2, base_mm=base_mm)
     return Canonical(mask, placement, pool_features(mask), ())
 
 

@@ -131,6 +131,8 @@ def setup_of(options: Choice) -> "Setup":
         base_limit=options["base_limit"],
     )
     names = dict.fromkeys((*(options["names"] or ("ours",)), *(label for label, _ in options["also"])))
+    if options["base_limit"] is not None and "ours" not in names and not options["also"]:
+        raise UsageProblem("--base-limit is for the method ours: add --method ours, or leave it away")
     return Setup(tuple(names), model, options["baselines"], options["also"])
 
 

@@ -102,8 +102,9 @@ class Setup:
         if name in NETWORK_METHODS or name in bundles:
             bundle = load_bundle(bundles.get(name, o.model)).sha256
             # What is made of the networks' answers changes with the code.
-            sampled = {"steps": o.steps, "samples": o.samples, "refine": o.refine, "base_limit": o.base_limit}
-            return {"mask2surface": version(), "bundle": bundle, **sampled}
+            sampled = {"steps": o.steps, "samples": o.samples, "refine": o.refine}
+            ended = {"base_limit": o.base_limit} if name == "ours" or name in bundles else {}
+            return {"mask2surface": version(), "bundle": bundle, **sampled, **ended}
         if name in BASELINES:
             return {"weights": trained(name, self.run_of(name)).digest}
         return {"source": plugin_digest(name)} if is_plugin(name) else {}

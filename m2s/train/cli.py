@@ -3,27 +3,27 @@
 `m2s-train mcsr RUN --init WEIGHTS --data PAIRS` fine-tunes on real pairs; `m2s-train pairs` simulates such pairs.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Final, Unpack
 
 import click
 
 from m2s.baselines.registry import BASELINES
 from m2s.finite import Finite
 from m2s.nets.presets import PRESETS
+from m2s.train.guarded import guarded
 from m2s.train.job import job_of
 from m2s.train.prepare import prepare
 from m2s.train.simulated_pairs import write_simulated_pairs
-from m2s_runtime.errors import INTERRUPTED, SOME_FAILED, CaseError, OutputError, Stop, UsageProblem, exit_codes
-from m2s_runtime.terminable import terminable
+from m2s_runtime.errors import SOME_FAILED, TERMINATED, exit_codes
 
 if TYPE_CHECKING:
     from m2s.baselines.registry import Size
     from m2s.train.recipes import StageName
     from m2s.train.simulated_pairs import PairOptions
 
+_GOES_ON: Final = "goes on from the last checkpoint"
 _OPTIONS = [
     click.argument("run", type=click.Path(file_okay=False, path_type=Path)),
     click.option("--preset", type=click.Choice(list(PRESETS)), default="compact", show_default=True),
@@ -75,7 +75,7 @@ def _tuning(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=exit_codes(SOME_FAILED),
+    epilog=exit_codes(SOME_FAILED, TERMINATED),
 )
 def main() -> None:
     """Train the networks. A stopped training goes on when the same command is given again."""
@@ -129,7 +129,11 @@ def decoder(**options: object) -> None:
 @_tuning
 def baseline(name: str, size: "Size", **options: object) -> None:
     """A method that ours is compared with, in RUN/NAME; --minutes for all its trainings, on a CPU in its own time."""
-    _guarded(lambda: _baseline(name, size, options))
+    with guarded(Path(str(options["run"])), "RUN", _GOES_ON):
+        from m2s.train.baselines import train_baseline
+
+        for stage, figures in train_baseline(name, job_of(options), size).items():
+            click.echo("\n".join(f"{stage:16s} {figure:16s} {value:.4f}" for figure, value in figures.items()))
 
 
 @main.command()
@@ -149,7 +153,8 @@ def baseline(name: str, size: "Size", **options: object) -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def pairs(out: Path, atlas: str | None, motion: str, **options: "Unpack[PairOptions]") -> None:
     """Simulate pairs as --data takes them, to try fine-tuning on a motion that training never saw."""
-    _guarded(lambda: write_simulated_pairs(out, atlas, motion, **options))
+    with guarded(out, "OUT", "begins anew"):
+        write_simulated_pairs(out, atlas, motion, **options)
 
 
 main.add_command(prepare)
@@ -160,34 +165,7 @@ for _command in (mcsr, vqvae, diffusion, decoder, baseline):
 
 
 def _run(stage: "StageName", options: dict[str, object]) -> None:
-    _guarded(lambda: _train(stage, options))
+    with guarded(Path(str(options["run"])), "RUN", _GOES_ON):
+        from m2s.train.stages import train
 
-
-def _train(stage: "StageName", options: dict[str, object]) -> None:
-    from m2s.train.stages import train
-
-    train(stage, job_of(options))
-
-
-def _baseline(name: str, size: "Size", options: dict[str, object]) -> None:
-    from m2s.train.baselines import train_baseline
-
-    for stage, figures in train_baseline(name, job_of(options), size).items():
-        click.echo("\n".join(f"{stage:16s} {figure:16s} {value:.4f}" for figure, value in figures.items()))
-
-
-def _guarded(work: Callable[[], None]) -> None:
-    """Errors raised on purpose become one line and their exit code."""
-    try:
-        with terminable():
-            work()
-    except (Stop, CaseError, FileNotFoundError) as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code if isinstance(error, Stop) else UsageProblem.exit_code)
-    except PermissionError as error:
-        click.echo(f"error: {error.filename}: {error.strerror}; check its permissions, or choose another RUN", err=True)
-        sys.exit(OutputError.exit_code)
-    except (KeyboardInterrupt, SystemExit) as ending:
-        code = INTERRUPTED if isinstance(ending, KeyboardInterrupt) else ending.code
-        click.echo("interrupted: the same command goes on from the last checkpoint", err=True)
-        sys.exit(code)
+        train(stage, job_of(options))

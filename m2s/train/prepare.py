@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from m2s_runtime.errors import INTERRUPTED, SOME_FAILED, Stop, UsageProblem
+from m2s.train.guarded import guarded
+from m2s_runtime.errors import SOME_FAILED, UsageProblem
 
 if TYPE_CHECKING:
     from m2s.data.prepare import Row
@@ -40,14 +41,8 @@ def prepare(
     quiet: bool,
 ) -> None:
     """Register a template to every high-resolution map, for --prepared. A stopped run goes on when given again."""
-    try:
+    with guarded(out, "--out", "goes on"):
         rows = _prepare(label_maps, out, jobs, iterations, seed, subjects, limit, quiet=quiet)
-    except (Stop, FileNotFoundError) as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code if isinstance(error, Stop) else UsageProblem.exit_code)
-    except KeyboardInterrupt:
-        click.echo("interrupted: the same command goes on", err=True)
-        sys.exit(INTERRUPTED)
     failed = sum(row.status == "failed" for row in rows)
     usable = sum(row.usable == "yes" for row in rows)
     click.echo(f"{len(rows)} maps: {usable} usable, {len(rows) - usable - failed} fitted badly, {failed} failed")

@@ -120,8 +120,7 @@ def sweep(folder: Path) -> int:
     found = 0
     for path in folder.glob(".*.tmp"):
         match = _LEFTOVER.fullmatch(path.name)
-        # Under this process's own number lies what an earlier one left: containers give the same numbers again.
-        if match and (f"{match[1]}-{match[2]}" == maker() or abandoned(path, match[1], int(match[2]))):
+        if match and abandoned(path, match[1], int(match[2]), own=True):
             path.unlink(missing_ok=True)
             found += 1
     return found

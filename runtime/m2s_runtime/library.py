@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Real
 from operator import index
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, SupportsFloat, SupportsIndex, cast
+from typing import TYPE_CHECKING, Self, SupportsIndex, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -283,10 +285,10 @@ class Reconstructor:
 
 
 def _millimetres(limit: object) -> float:
-    try:
-        return float(cast("SupportsFloat", limit))
-    except (TypeError, ValueError) as error:
-        raise UsageProblem(f"base_limit={limit!r}: give a number of mm, or None for no limit") from error
+    with suppress(OverflowError):
+        if type(limit) is not bool and isinstance(limit, Real):
+            return float(limit)
+    raise UsageProblem(f"base_limit={limit!r}: give a number of mm, or None for no limit")
 
 
 def _check_counts(**given: object) -> None:

@@ -18,16 +18,17 @@ def maker() -> str:
     return f"{_HOST}-{os.getpid()}"
 
 
-def abandoned(path: Path, host: str, pid: int) -> bool:
+def abandoned(path: Path, host: str, pid: int, *, own: bool = False) -> bool:
     """Whether the process that made `path` is gone; where it cannot be asked for, a day is long enough.
 
     Args:
         path: file or folder.
         host: first group of `MADE_BY` in its name.
         pid: second group.
+        own: whether what bears this process's own number is an earlier one's: containers give the same numbers again.
     """
     if host == _HOST and os.name != "nt":
-        return not _alive(pid)
+        return (own and pid == os.getpid()) or not _alive(pid)
     try:
         return time.time() - path.stat().st_mtime > _STALE_SECONDS
     except FileNotFoundError:

@@ -5,7 +5,6 @@ import numpy as np
 from m2s_runtime import ddim
 from m2s_runtime.agreement import agreement, sections
 from m2s_runtime.apex import close_apex
-from m2s_runtime.base_limit import limit_base
 from m2s_runtime.blend import Blend
 from m2s_runtime.clock import Clock
 from m2s_runtime.csdg import coarse_sdg, to_grid
@@ -24,10 +23,10 @@ class OnePass:
 
     def __init__(
         self, manifest: Manifest, engine: Engine, *, sampling: Sampling, seed: int, threads: int, samples: int,
-        exact: bool = False, base_limit: float | None = None,
+        exact: bool = False,
     ) -> None:  # fmt: skip
-        """Draw `samples` posterior samples; `exact` as in `csdg.coarse_sdg`, `base_limit` mm as in `limit_base`."""
-        self._exact, self._base_limit = exact, base_limit
+        """Draw `samples` posterior samples; `exact` as in `csdg.coarse_sdg`."""
+        self._exact = exact
         self._manifest, self._engine, self._seed, self._threads, self._samples = (
             manifest,
             engine,
@@ -67,13 +66,10 @@ class OnePass:
             walls, sdgs = self._on_host(slices, drawn, step_mm, noise, clock)
         with clock("decode"):
             mean = mean_sdg(sdgs)
-            # Before base and apex are closed, which may happen in the very plane of a slice.
-            cut = sections(mean, step_mm)
-            if self._base_limit is not None:
-                sdgs = limit_base(sdgs, canonical, self._base_limit)
-                mean = mean_sdg(sdgs)
             sdg, capped = close_apex(mean)
         with clock("agreement"):
+            # Before the cap, which may lie in the plane of a slice that is a ring.
+            cut = sections(mean, step_mm)
             agreed = agreement(distances, shifts[0], cut)
         return Pass(shifts, mean_sdg(walls), sdgs, sdg, cut, agreed, capped)
 

@@ -83,7 +83,8 @@ class Options:
         """Refuse what contradicts itself.
 
         Raises:
-            UsageProblem: `quality` beside `steps`, a fast one of several samples, or a `base_limit` below 0.
+            UsageProblem: `quality` beside `steps`, a fast one of several samples, or a `base_limit` that is negative
+                or not finite.
         """
         if self.quality and self.steps:
             raise UsageProblem("--quality and --steps contradict each other: both say how many steps to take")
@@ -92,7 +93,9 @@ class Options:
                 "--quality fast gives the mean of the posterior, of which --samples would be copies: leave one away"
             )
         if self.base_limit is not None and not 0 <= self.base_limit < math.inf:
-            raise UsageProblem(f"--base-limit {self.base_limit:g}: give mm from 0 on, or leave it away for no limit")
+            raise UsageProblem(
+                f"--base-limit {self.base_limit:g}: give a finite number of mm from 0 on, or leave it away"
+            )
 
     def fingerprint(self, **bound: str | float) -> str:
         """Sha256 of everything here that can change a case's files, plus `bound`.

@@ -12,7 +12,7 @@ from m2s_runtime.mesh_files import encode
 from m2s_runtime.options import Options
 from m2s_runtime.overlay import overlay
 from m2s_runtime.report.case_report import REPORT, case_report
-from m2s_runtime.shifts_file import SHIFTS, Origin, slice_shifts
+from m2s_runtime.shifts_file import SHIFTS, Origin, SliceShifts, slice_shifts
 
 if TYPE_CHECKING:
     from m2s_runtime.measurements import Measured
@@ -37,7 +37,7 @@ def case_files(
         files[f"{case}_mask.nii.gz"] = nifti((result.sdg < 0).astype(np.uint8), result.affine)
     shifts = slice_shifts(result.shifts - result.common_shift, canonical, origin)
     if "overlay" in options.save:
-        files[f"{case}_overlay.nii.gz"] = nifti(overlay(result.sdg, result.affine, shifts), origin.affine)
+        files[f"{case}_overlay.nii.gz"] = nifti(_overlay(result, shifts), origin.affine)
     if "sdg" in options.save:
         files[f"{case}_sdg.nii.gz"] = nifti(result.sdg.astype(np.float32), result.affine)
     if "shifts" in options.save:
@@ -46,6 +46,12 @@ def case_files(
     if options.report:
         files[f"{case}{REPORT}"] = case_report(canonical, result, measured)
     return files
+
+
+def _overlay(result: "Reconstruction", shifts: SliceShifts) -> npt.NDArray[np.uint8]:
+    if result.ended is None:
+        return overlay(result.sdg, result.affine, shifts)
+    return overlay(result.ended.whole, result.affine, shifts, result.ended.limit)
 
 
 def nifti(data: npt.NDArray[Any], affine: npt.NDArray[np.float64]) -> bytes:

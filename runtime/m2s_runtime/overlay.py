@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from m2s_runtime.base_limit import BaseLimit
 from m2s_runtime.shifts_file import SliceShifts
 
 Vectors = npt.NDArray[np.float64]
@@ -13,13 +14,16 @@ Vectors = npt.NDArray[np.float64]
 _OUTSIDE_MM = 10.0
 
 
-def overlay(sdg: npt.NDArray[np.floating[Any]], affine: Vectors, shifts: SliceShifts) -> npt.NDArray[np.uint8]:
+def overlay(
+    sdg: npt.NDArray[np.floating[Any]], affine: Vectors, shifts: SliceShifts, limit: BaseLimit | None = None
+) -> npt.NDArray[np.uint8]:
     """The wall on the grid of the source file, in every slice where that slice was seen.
 
     Args:
-        sdg: (128, 128, 64) mm, negative inside.
+        sdg: (128, 128, 64) mm, negative inside, not yet ended at the `limit`: a slice may lie in its very plane.
         affine: (4, 4) its voxel index to world mm, as placed.
         shifts: of the same reconstruction.
+        limit: where the wall ends.
 
     Returns:
         uint8 of the source's shape: 1 where the centre of a voxel lies in the wall, else 0.
@@ -36,5 +40,5 @@ def overlay(sdg: npt.NDArray[np.floating[Any]], affine: Vectors, shifts: SliceSh
         distance = ndimage.map_coordinates(
             sdg, np.moveaxis(points, -1, 0), np.float64, order=1, mode="constant", cval=_OUTSIDE_MM
         )
-        labels[*where] = distance < 0
+        labels[*where] = (distance < 0) & (limit is None or limit.holds(points[..., 2]))
     return labels

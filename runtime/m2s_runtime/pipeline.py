@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from m2s_runtime import flags
+from m2s_runtime.base_limit import BaseLimit, Ended
 from m2s_runtime.bundle import Bundle
 from m2s_runtime.clock import Clock
 from m2s_runtime.engines.base import Engine
@@ -45,6 +46,7 @@ class Pipeline:
             UsageProblem: see `sampling.chosen_sampling`, which makes something of `steps` and `quality`.
         """
         self.manifest, self.engine, self.samples, self.refine = bundle.manifest, engine, max(samples, 1), max(refine, 0)
+        self._base_limit = base_limit
         self.sampling = chosen_sampling(self.manifest, steps, quality, self.samples)
         self._pass = OnePass(
             self.manifest,
@@ -54,7 +56,6 @@ class Pipeline:
             threads=max(threads, 1),
             samples=self.samples,
             exact=exact,
-            base_limit=base_limit,
         )
 
     def estimate(self, canonical: Canonical, noise_key: str) -> Floats:
@@ -104,20 +105,22 @@ class Pipeline:
     def _surface(self, canonical: Canonical, best: Pass, common: Floats, clock: Clock) -> Reconstruction:
         with clock("surface"):
             affine = canonical.placement.world(common)
-            surface = surface_without_handles(best.sdg, affine)
-            mesh, sdg = surface.mesh, surface.sdg
-            scale = self.manifest.spread_scale
+            whole = surface_without_handles(best.sdg, affine)
+            limit = None if self._base_limit is None else BaseLimit.of(canonical.placement, self._base_limit)
+            surface = whole if limit is None else surface_without_handles(limit.end(whole.sdg), affine)
+            mesh, scale = surface.mesh, self.manifest.spread_scale
             spread = vertex_spread(mesh.vertices, affine, best.sdgs, scale) if self.samples > 1 else None
-            volumes = wall_volumes(best.sdgs) if self.samples > 1 else ()
-        measured = flags.measures(canonical, mesh, sdg, best.agreement, spread)
+            volumes = wall_volumes(best.sdgs if limit is None else limit.end(best.sdgs)) if self.samples > 1 else ()
+        # What a bundle knows of bad reconstructions it learnt from walls that end where the networks ended them.
+        measured = flags.measures(canonical, whole.mesh, whole.sdg, best.agreement, spread)
         raised = flags.raised(measured, self.manifest.flag_limits)
         raised = (*flags.step_flags(canonical.placement.step_mm, self.manifest.step_range_mm), *raised)
-        expected, doubtful = self._expected(canonical, measured, mesh.volume / 1000, raised)
+        expected, doubtful = self._expected(canonical, measured, whole.mesh.volume / 1000, raised)
         raised = (*doubtful, *raised)
-        raised += ("apex_closed",) * best.capped + ("tunnels_filled",) * surface.filled
+        raised += ("apex_closed",) * best.capped + ("tunnels_filled",) * (whole.filled or surface.filled)
         return Reconstruction(
-            mesh, best.shifts[0], common, best.probability, sdg, affine, raised, clock.seconds, spread,
-            best.agreement, volumes, expected,
+            mesh, best.shifts[0], common, best.probability, surface.sdg, affine, raised, clock.seconds, spread,
+            best.agreement, volumes, expected, None if limit is None else Ended(limit, whole.sdg),
         )  # fmt: skip
 
     def _expected(

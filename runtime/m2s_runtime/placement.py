@@ -43,7 +43,7 @@ class Placement:
         flipped: whether the source ran from apex to base.
         every: k when every k-th acquired slice was taken.
         slice_axis: axis of the source array along which its slices are stacked.
-        left_out_mm: how far the most basal acquired slice with wall lies beyond the first that was taken.
+        base_mm: how far basal of the grid's middle the most basal acquired slice with wall lies, taken or not.
     """
 
     affine: Affine
@@ -52,7 +52,7 @@ class Placement:
     flipped: bool
     every: int
     slice_axis: int
-    left_out_mm: float = 0.0
+    base_mm: float
 
     def world(self, common_shift: npt.ArrayLike = (0.0, 0.0)) -> Affine:
         """Grid voxel index to world mm, (4, 4), for a surface that lies `common_shift` mm (x, y) off in the grid."""
@@ -90,8 +90,8 @@ class _Chosen:
     start: int
     every: int
     step_mm: float
-    left_out: int
-    """Slices with wall, or between such, basal of the first that is used."""
+    base_mm: float
+    """As of `Placement`."""
 
 
 def canonicalise(wall: BoolArray, affine: Affine, right: BoolArray | None = None) -> Canonical:
@@ -132,7 +132,7 @@ def canonicalise(wall: BoolArray, affine: Affine, right: BoolArray | None = None
         flipped=taper < -CLEAR_TAPER,
         every=chosen.every,
         slice_axis=axis,
-        left_out_mm=chosen.left_out * float(spacing[2]),
+        base_mm=chosen.base_mm,
     )
     masks = _without_gaps(masks, held)
     pool = pool_features(masks)
@@ -263,7 +263,8 @@ def _choose(stack: BoolArray, step: float, *, flipped: bool) -> _Chosen:
             f"the wall needs {reach:.0f} mm along the stack ({len(span)} slices, {step:g} mm apart) and the grid holds"
             f" {MAX_WALL_MM:.0f}: check the slice spacing in the header, or crop slices beyond base and apex"
         )
-    return _Chosen(source, start, every, every * step, left_out)
+    base_mm = ((SLICES - 1) / 2 - start) * every * step + left_out * step
+    return _Chosen(source, start, every, every * step, base_mm)
 
 
 def _too_few(count: int) -> str:

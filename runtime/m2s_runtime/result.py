@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from m2s_runtime.base_limit import Ended
 from m2s_runtime.placement import Affine
 from m2s_runtime.surface import Mesh
 
@@ -27,9 +28,10 @@ class Reconstruction:
         seconds: time of each stage.
         spread: (V,) float32 mm, see `sampling.vertex_spread`; None when there is a single sample.
         agreement: (12,) float32, see `agreement.agreement`: Dice of each re-aligned slice with the reconstruction in
-            its plane, NaN where the slice holds no wall.
+            its plane, NaN where the slice holds no wall; of the wall as the networks end it.
         sample_volumes_ml: volume of the wall in each posterior sample; empty when there is a single one.
         expected_dice: see `expected_dice.DiceModel`; None without one, and of stacks outside the training.
+        ended: what a `--base-limit` took away; None without one.
     """
 
     mesh: Mesh
@@ -44,6 +46,7 @@ class Reconstruction:
     agreement: Floats
     sample_volumes_ml: tuple[float, ...] = ()
     expected_dice: float | None = None
+    ended: Ended | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Pass:
         probability: (128, 128, 64) float32 of wall, on the grid.
         sdgs: (N, 128, 128, 64) float32 mm, the samples.
         sdg: (128, 128, 64) float32 mm, their mean, closed at the apex.
-        cut: (128, 128, 12) float32 mm, sections of the mean in the planes of the slices, before its ends are closed.
+        cut: (128, 128, 12) float32 mm, sections of the mean in the planes of the slices, before it is closed.
         agreement: as in `Reconstruction`.
         capped: whether `apex.close_apex` had anything to close.
     """

@@ -125,6 +125,9 @@ def test_a_stack_gives_a_row_a_csdg(monkeypatch, tmp_path, methods):
         ("steps", ["--also", "a=b"]),
         ("steps", ["--base-limit", "0"]),
         ("csdg", ["--base-limit", "0"]),
+        ("spread", ["--base-limit", "0"]),
+        ("flags", ["--base-limit", "0"]),
+        ("simulation", ["--base-limit", "0", "--method", "mcsr"]),
     ],
 )
 def test_options_that_mean_nothing_here_are_refused(command, option, tmp_path):

@@ -127,6 +127,26 @@ def until_gone(group):
             time.sleep(0.05)
 
 
+def test_a_run_that_is_told_to_end_does_so_in_order(maps, tmp_path, monkeypatch):
+    from m2s.data import prepare as work
+
+    fit = work.fit_label_map
+    calls = []
+
+    def told(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return fit(*given)
+
+    monkeypatch.setattr(work, "fit_label_map", told)
+    out = tmp_path / "fits"
+    said = prepare(maps, out, code=143)
+    assert said.splitlines()[-1] == "interrupted: the same command goes on"
+    assert [row["status"] for row in table(out).values()] == ["ok"]
+    assert prepare(maps, out, code=8).count("was there") == 1
+
+
 def test_a_killed_run_goes_on(maps, tmp_path):
     out = tmp_path / "fits"
     command = ["prepare", "--label-maps", str(maps), "--out", str(out), "--iterations", "12", "--jobs", "2"]

@@ -49,6 +49,7 @@ class StubResult:
     agreement: np.ndarray = field(default_factory=lambda: np.linspace(0.9, 1.0, 12, dtype=np.float32))
     sample_volumes_ml: tuple[float, ...] = ()
     expected_dice: float | None = None
+    ended: None = None
 
 
 class StubReconstructor:

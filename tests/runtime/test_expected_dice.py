@@ -27,7 +27,7 @@ X, Y = np.indices((128, 128)) - 63.5
 
 
 def stack(masks, step=8.0, flags=()):
-    return Canonical(masks, Placement(np.eye(4), step, tuple(range(12)), False, 1, 2), pool_features(masks), flags)
+    return Canonical(masks, Placement(np.eye(4), step, tuple(range(12)), False, 1, 2, 0.0), pool_features(masks), flags)
 
 
 def tube(outer=30.0, inner=20.0, squeeze=1.0):

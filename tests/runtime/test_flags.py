@@ -28,7 +28,7 @@ def sdg() -> np.ndarray:
 
 
 def canonical(masks: np.ndarray, step: float = 10.0) -> Canonical:
-    return Canonical(masks, Placement(AFFINE, step, tuple(range(12)), False, 1, 2), pool_features(masks), ())
+    return Canonical(masks, Placement(AFFINE, step, tuple(range(12)), False, 1, 2, 0.0), pool_features(masks), ())
 
 
 @functools.cache
