@@ -23,6 +23,7 @@ import numpy.typing as npt
 from m2s.bench.work import count_graph, random_inputs
 from m2s_runtime.bundle import load_bundle
 from m2s_runtime.engines.base import graph_bytes
+from m2s_runtime.engines.openvino import shared_core
 from m2s_runtime.engines.winograd import with_fewer_products
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -44,7 +45,7 @@ def onnx_session(model: bytes, threads: int, profile: str = "") -> Any:  # noqa:
 
 def openvino_run(model: bytes, inputs: Arrays, threads: int) -> Run:
     """One inference of a model compiled for the shapes of `inputs`."""
-    core = import_module("openvino").Core()
+    core = shared_core()
     read = core.read_model(model)
     read.reshape({name: list(array.shape) for name, array in inputs.items()})
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}

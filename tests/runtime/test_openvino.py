@@ -1,6 +1,7 @@
 """The OpenVINO engine: the same answers as ONNX Runtime, the same refusals."""
 
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -106,7 +107,7 @@ def test_bfloat16_is_for_the_graphs_that_bear_it():
 
 
 def test_a_cpu_without_bfloat16_is_told_so(openvino, monkeypatch):
-    monkeypatch.setattr("m2s_runtime.engines.openvino.computes_bfloat16", lambda _: False)
+    monkeypatch.setattr("m2s_runtime.engines.openvino.computes_bfloat16", lambda: False)
     with pytest.raises(EngineError, match=r"--precision float32") as caught:
         open_openvino(precision="bfloat16")
     assert caught.value.exit_code == 5
@@ -120,6 +121,24 @@ def test_it_is_for_the_cpu():
         open_openvino(device="npu")
     with pytest.raises(UsageProblem, match="float32 and bfloat16"):
         open_openvino(precision="float16")
+
+
+@pytest.mark.usefixtures("openvino")
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no SIGINT between processes")
+def test_ctrl_c_is_heard_after_engines_ended_in_the_order_in_which_they_began():
+    code = """
+import os, signal, sys
+from m2s_runtime.bundle import load_bundle
+from m2s_runtime.engines import open_engine
+first, second = (open_engine(load_bundle(sys.argv[1]), "openvino", "cpu", 1) for _ in range(2))
+del first
+del second
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    call = [sys.executable, "-c", code, str(TOY)]
+    found = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
+    assert found.stderr.splitlines()[-1] == "KeyboardInterrupt"
 
 
 def test_without_openvino_the_pip_line_is_told(monkeypatch):

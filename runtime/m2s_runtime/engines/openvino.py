@@ -9,6 +9,7 @@ thirds would be others, `sr` with probabilities that are cut at 0.5 (surfaces 0.
 
 import importlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from types import ModuleType
 from typing import Any, Final
 
@@ -47,16 +48,16 @@ class OpenVinoEngine:
         """
         if device not in ("auto", "cpu"):
             raise EngineError(f"--device {device}: --engine openvino runs on the CPU; use --device cpu")
-        self._openvino = _load()
+        openvino = _load()
         self.name: Final = "openvino"
         self.device: Final = "cpu"
         self.threads: Final = threads or usable_cores()
         self._specs = bundle.manifest.graphs
-        self._core = self._openvino.Core()
-        if precision == "bfloat16" and not computes_bfloat16(self._core):
+        self._core = shared_core()
+        if precision == "bfloat16" and not computes_bfloat16():
             raise EngineError("--precision bfloat16: this CPU has no bfloat16 arithmetic; use --precision float32")
         self._requests = {g: self._request(bundle, g, narrow=g in _NARROW[precision]) for g in GRAPHS}
-        version = str(self._openvino.__version__).partition("-")[0]
+        version = str(openvino.__version__).partition("-")[0]
         named = "" if precision == "float32" else f" {precision}"
         self.description = f"openvino {version}{named} on cpu, {self.threads} thread(s)"
 
@@ -105,13 +106,27 @@ class OpenVinoEngine:
         }
 
 
-def computes_bfloat16(core: Any = None) -> bool:  # noqa: ANN401 - an `openvino.Core`
+@cache
+def shared_core() -> Any:  # noqa: ANN401 - an `openvino.Core`
+    """The one `openvino.Core` of this process, which is never let go.
+
+    Each core of its own gives the thread another stack for signals (OpenVINO 2026.4), and of several that end in
+    another order than the reverse one that stack is left in memory that is no more: the next signal that Python
+    handles, such as Ctrl-C, is then a segmentation fault.
+
+    Raises:
+        EngineError: OpenVINO is not installed.
+    """
+    return _load().Core()
+
+
+def computes_bfloat16() -> bool:
     """Whether this CPU has bfloat16 arithmetic, in the eyes of OpenVINO.
 
     Raises:
         EngineError: OpenVINO is not installed.
     """
-    return "BF16" in (core or _load().Core()).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _load() -> ModuleType:
