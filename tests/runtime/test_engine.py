@@ -42,6 +42,11 @@ def test_no_number_of_threads_means_the_cores_of_this_process():
     assert open_engine(load_bundle(TOY), device="cpu").threads == usable_cores() >= 1
 
 
+def test_threads_of_one_network_do_not_spin_while_another_computes(engine):
+    options = [session.get_session_options() for session in engine.sessions.values()]
+    assert [o.get_session_config_entry("session.intra_op.allow_spinning") for o in options] == ["0"] * 5
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_motion(engine, batch):
     inputs = stack(batch)

@@ -155,6 +155,8 @@ class OnnxEngine:
             _share_memory()
             options.add_session_config_entry("session.use_env_allocators", "1")
             options.enable_mem_pattern = False
+            # Each session has threads of its own, which would go on spinning while the next one computes.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options
 
 
