@@ -30,8 +30,9 @@ def guarded(out: Path, name: str, again: str) -> Generator[None]:
     except (Stop, CaseError, FileNotFoundError) as error:
         _end(str(error), error.exit_code if isinstance(error, Stop) else UsageProblem.exit_code)
     except PermissionError as error:
-        told = f"{error.filename}: {error.strerror}; check its permissions"
-        if Path(error.filename).absolute().is_relative_to(out.absolute()):
+        where = Path(str(error.filename or out)).absolute()
+        told = f"{where}: {error.strerror or error}; check its permissions"
+        if where.is_relative_to(out.absolute()) or out.absolute().is_relative_to(where):
             _end(f"{told}, or choose another {name}", OutputError.exit_code)
         _end(told, UsageProblem.exit_code)
     except (KeyboardInterrupt, SystemExit) as ending:
